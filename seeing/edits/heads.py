@@ -1,0 +1,93 @@
+"""Edits of single heads: z, what a head writes out, before the output projection mixes the heads.
+
+Heads are query heads, also where several share one key/value head. They act at every position, in
+the prompt pass and at every decoded token: a head set to zero is a head whose columns of the output
+projection are zero.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from seeing.edits.edit import HeadEdit
+from seeing.edits.select import BadEdit, layers_of
+from seeing.vlm import VLM
+
+HeadTable = tuple[tuple[int, tuple[int, ...]], ...]
+
+
+def head_table(heads: Any) -> HeadTable:
+    """``{layer: [heads]}``, or pairs (layer, head), as a sorted table. Raises `BadEdit`."""
+    if isinstance(heads, Mapping):
+        pairs = heads.items()
+    elif isinstance(heads, Sequence) and heads and all(isinstance(pair, Sequence) for pair in heads):
+        pairs = heads
+    else:
+        raise BadEdit(f"heads are a dict {{layer: [heads]}} or pairs (layer, head), got {heads!r}")
+    table: dict[int, set[int]] = {}
+    for layer, some in pairs:
+        table.setdefault(layer, set()).update([some] if isinstance(some, int) else some)
+    if not table or not all(table.values()):
+        raise BadEdit(f"no heads are named in {heads!r}")
+    return tuple((layer, tuple(sorted(table[layer]))) for layer in sorted(table))
+
+
+@dataclass(frozen=True)
+class ScaleHeads(HeadEdit):
+    """Multiply z of the heads by ``factor``: 0 takes them out, 1 changes nothing."""
+
+    heads: Any
+    factor: float
+    when: str = "both"
+
+    def __post_init__(self):
+        object.__setattr__(self, "heads", head_table(self.heads))
+        if not math.isfinite(self.factor):
+            raise BadEdit(f"a factor is a finite number, got {self.factor}")
+        self._check_when()
+
+    def fit(self, vlm: VLM) -> HeadEdit:
+        _check_heads(self.heads, vlm)
+        return self
+
+    def z(self, z: Float[Tensor, "batch pos some d_head"]) -> Tensor:
+        return z * self.factor
+
+
+@dataclass(frozen=True)
+class AblateHeads(HeadEdit):
+    """Set z of the heads to zero: ``AblateHeads({12: [3, 7]})``."""
+
+    heads: Any
+    when: str = "both"
+
+    def __post_init__(self):
+        object.__setattr__(self, "heads", head_table(self.heads))
+        self._check_when()
+
+    def fit(self, vlm: VLM) -> HeadEdit:
+        _check_heads(self.heads, vlm)
+        return self
+
+    def z(self, z: Float[Tensor, "batch pos some d_head"]) -> Tensor:
+        return torch.zeros_like(z)
+
+    def __repr__(self) -> str:
+        return f"AblateHeads({ {layer: list(some) for layer, some in self.heads} }, when={self.when!r})"
+
+
+def _check_heads(table: HeadTable, vlm: VLM) -> None:
+    for layer, some in table:
+        if not isinstance(layer, int) or layer < 0:
+            raise BadEdit(f"layers of heads count from 0, got {layer!r}")
+        layers_of(layer, vlm.cfg.n_layers)
+        for head in some:
+            if not isinstance(head, int) or not 0 <= head < vlm.cfg.n_heads:
+                raise BadEdit(f"no head {head!r} in layer {layer}: the text stack has heads 0-{vlm.cfg.n_heads - 1}")

@@ -1,0 +1,77 @@
+"""Edits of named activations at chosen positions: steering."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from seeing.edits.edit import SiteEdit, chosen_rows
+from seeing.edits.select import BadEdit, Moment, Selector, selector
+from seeing.names import ROW_SITES, Name, UnknownName, expand
+from seeing.vlm import VLM
+
+
+@dataclass(frozen=True, eq=False)
+class Steer(SiteEdit):
+    """Add ``strength · vector`` to a named activation: ``Steer("text.14.resid_post", direction, 4.0)``.
+
+    Acts at ``positions``, by default the newest one: the last prompt token, then each decoded token.
+    The vector has the width of the site's last axis. Sites of the vision stack and the projector
+    have no positions of the sequence: there it takes ``positions="all"``.
+    """
+
+    site: str
+    vector: Float[Tensor, "d"]
+    strength: float = 1.0
+    positions: Selector | str | int | Sequence | Tensor = "last"
+    when: str = "both"
+
+    def __post_init__(self):
+        object.__setattr__(self, "positions", selector(self.positions))
+        if self.vector.ndim != 1 or not torch.isfinite(self.vector).all():
+            raise BadEdit(f"a steering vector is one axis of finite numbers, got {tuple(self.vector.shape)}")
+        if not math.isfinite(self.strength):
+            raise BadEdit(f"a strength is a finite number, got {self.strength}")
+        self._check_when()
+
+    def fit(self, vlm: VLM) -> SiteEdit:
+        try:
+            (site,) = expand(self.site, vlm.names())
+        except (UnknownName, ValueError) as error:
+            raise BadEdit(f"Steer takes one site that the model has; {self.site!r}: {error}") from error
+        name = Name.parse(site)
+        if name.site in ROW_SITES:
+            raise BadEdit(f"{site!r} holds rows of attention; Bias, ScaleAttention and Knockout edit those")
+        if name.stack != "text" and not site.startswith(("text.", "logits")) and repr(self.positions) != "'all'":
+            raise BadEdit(f"{site!r} has no positions of the sequence; steer it with positions='all'")
+        width = {"text": vlm.cfg.d_model, "vision": vlm.cfg.vision.d_model}.get(name.stack)
+        if name.site.startswith("resid") and len(self.vector) != width:
+            raise BadEdit(f"{site!r} is {width} wide, the steering vector has {len(self.vector)} numbers")
+        return Steer(site, self.vector, self.strength, self.positions, self.when)
+
+    def value(self, value: Float[Tensor, "..."], at: Moment) -> Tensor:
+        if value.shape[-1] != len(self.vector):
+            raise BadEdit(
+                f"{self.site!r} is {value.shape[-1]} wide, the steering vector has {len(self.vector)} numbers"
+            )
+        steered = value + self.strength * self.vector.to(value)
+        if repr(self.positions) == "'all'":
+            return steered
+        mask = chosen_rows(at.mask(self.positions), value.shape[1])
+        return torch.where(mask.reshape(*mask.shape, *(1,) * (value.ndim - 2)), steered, value)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Steer):
+            return NotImplemented
+        return self._key() == other._key() and torch.equal(self.vector, other.vector)
+
+    def __hash__(self) -> int:
+        return hash((*self._key(), tuple(self.vector.tolist())))
+
+    def _key(self) -> tuple:
+        return self.site, self.strength, self.positions, self.when

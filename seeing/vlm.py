@@ -1,0 +1,396 @@
+"""`VLM`: the traced model.
+
+nnsight's `TransformersModel` already runs any Hugging Face model under a trace. `VLM` is one, so all
+that nnsight offers still works, and adds what a study of a vision-language model needs: the
+vocabulary of names, prompts that know what each token is, reading many names in one pass, and edits
+that stay attached.
+
+It knows edits by a protocol only (`Edit`): something that adds up, checks itself against a model, may
+change pictures before the processor, and runs as one intervention beside the pass.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, Self
+
+import torch
+from greenlet import GreenletExit
+from jaxtyping import Float, Int
+from nnsight import TransformersModel
+from torch import Tensor, nn
+from transformers import Cache
+
+from seeing import sites
+from seeing.data.images import ImageLike
+from seeing.data.samples import EvidenceSample
+from seeing.families import Family
+from seeing.grid import Box
+from seeing.names import Name, expand
+from seeing.prompt import BadPrompt, Prompt, Template, Turn, build
+from seeing.views import StackView, View
+
+#: Which query rows to read: "last", "all", a span's name, or positions.
+Queries = str | int | slice | Sequence[int] | Int[Tensor, "rows"]
+
+
+class Program(Protocol):
+    """Edits made ready for one model."""
+
+    def edit_images(self, prompt: Prompt) -> Prompt:
+        """The prompt with its pictures edited, or as it is."""
+
+    def run(self, vlm: VLM, steps: Iterable[int]) -> None:
+        """Visit the sites in execution order, in every step of a run. Called inside a trace."""
+
+
+class Edits(Protocol):
+    """A value that says where, when and what to change."""
+
+    def __add__(self, other: Edits) -> Edits: ...
+
+    def compile(self, vlm: VLM) -> Program:
+        """Check the edits against the model. Raises when they don't fit."""
+
+
+@dataclass(frozen=True)
+class StackConfig:
+    """The sizes of one stack."""
+
+    n_layers: int
+    n_heads: int
+    n_kv_heads: int
+    d_head: int
+    d_model: int
+
+
+@dataclass(frozen=True)
+class Config(StackConfig):
+    """The sizes of a model: the text stack's own, ``d_vocab``, and ``vision``."""
+
+    d_vocab: int
+    vision: StackConfig
+    family: str
+
+
+class Answer(str):
+    """What the model said: a string, with the ids and log-probabilities it was made of.
+
+    Attributes:
+        ids: (token,) the generated ids, up to and including end-of-sequence.
+        token_logprobs: (token,) the log-probability of each in the step that chose it.
+        logprob: their sum.
+    """
+
+    ids: Int[Tensor, "token"]
+    token_logprobs: Float[Tensor, "token"]
+
+    @classmethod
+    def of(cls, text: str, ids: Tensor, token_logprobs: Tensor) -> Answer:
+        answer = cls(text)
+        answer.ids, answer.token_logprobs = ids, token_logprobs
+        return answer
+
+    @property
+    def logprob(self) -> float:
+        return float(self.token_logprobs.sum())
+
+
+@dataclass(frozen=True)
+class Prefill:
+    """A prompt pass that keeps its keys and values.
+
+    Attributes:
+        activations: the names that were read.
+        past_key_values: the KV cache behind the whole prompt.
+        logits: (batch, d_vocab) of the last position.
+    """
+
+    activations: dict[str, Tensor]
+    past_key_values: Cache
+    logits: Float[Tensor, "batch d_vocab"]
+
+
+class VLM(TransformersModel):
+    """A vision-language model under one vocabulary. Made by `seeing.load`.
+
+    ``vlm.trace(prompt)`` is nnsight's trace; in it ``vlm.text[3].attn.pattern``, ``vlm.vision[0].resid_post``,
+    ``vlm.projector.out`` and ``vlm.logits`` read and write by name.
+    """
+
+    def __init__(self, model: nn.Module, processor: Any, family: Family):
+        super().__init__(model, task="image-text-to-text", processor=processor)
+        self.family = family
+        self.sites = sites.build(family, model, lambda module: self.interleaver.envoys[id(module)])
+        self.cfg = _config(family, model)
+        #: What was added by `with_edits`, or None.
+        self.edits: Edits | None = None
+        #: The prompt of the run in progress, which selectors are resolved against.
+        self.running: Prompt | None = None
+        self._program: Program | None = None
+        self._unedited: VLM = self
+
+    # -- names -----------------------------------------------------------------------------------
+
+    def names(self) -> list[str]:
+        """Every name that this model has, in the order of a forward pass."""
+        return list(self.sites)
+
+    @property
+    def text(self) -> StackView:
+        return StackView(self.sites, "text")
+
+    @property
+    def vision(self) -> StackView:
+        return StackView(self.sites, "vision")
+
+    @property
+    def projector(self) -> View:
+        """``projector.out``, and ``projector.in_`` (``in`` is a word of Python's)."""
+        return View(self.sites, "projector")
+
+    @property
+    def logits(self) -> Float[Tensor, "batch pos d_vocab"]:
+        return self.sites["logits"].bound()
+
+    @logits.setter
+    def logits(self, value: Tensor) -> None:
+        self.sites["logits"].write(value)
+
+    # -- prompts ---------------------------------------------------------------------------------
+
+    def prompt(
+        self,
+        image: EvidenceSample | ImageLike | Sequence[ImageLike],
+        question: str | None = None,
+        boxes: Sequence[Box] | None = None,
+        template: Template | None = None,
+    ) -> Prompt:
+        """A prompt of one row.
+
+        Args:
+            image: a PIL image, a path, an array, a list of them, or an `EvidenceSample`.
+            question: what to ask; a sample brings its own.
+            boxes: the evidence, xyxy pixels of the (first) original image; a sample brings its own.
+            template: None (the question as it is), "qa" or "vea" (the paper's prompts, or those that
+                the model's card names), a string with ``{question}``, or a function of the question.
+
+        Raises `BadPrompt` or `BadImage`, which say what was found.
+        """
+        turn = Turn.of(image, question, boxes, template)
+        return build(self.family, self._module, self.processor, [turn])
+
+    def prompts(
+        self, samples: Iterable[EvidenceSample | tuple[ImageLike, str]], template: Template | None = None
+    ) -> Prompt:
+        """A left-padded batch, one row a sample or (image, question) pair."""
+        turns = [
+            Turn.of(one, template=template)
+            if isinstance(one, EvidenceSample)
+            else Turn.of(one[0], one[1], template=template)
+            for one in samples
+        ]
+        return build(self.family, self._module, self.processor, turns, batched=True)
+
+    # -- reading ---------------------------------------------------------------------------------
+
+    def cache(
+        self,
+        prompt: Prompt,
+        names: str | Iterable[str] = "text.*.attn.pattern",
+        queries: Queries = "last",
+        *,
+        device: str | torch.device | None = None,
+        dtype: torch.dtype | None = None,
+        grad: bool = False,
+    ) -> dict[str, Tensor]:
+        """Read names in one forward pass, which stops behind the last one needed.
+
+        Args:
+            names: names or globs (``text.*.attn.pattern``, ``text.12-18.resid_post``, ``logits``).
+            queries: which rows of ``attn.scores`` and ``attn.pattern`` to compute: "last", "all", a
+                span ("question", "image", "text"), or positions. It cuts nothing else.
+            device, dtype: where and how to keep the values.
+            grad: keep the autograd graph.
+
+        Returns: full name -> tensor, with the batch axis, shapes as in the table of names.
+        Raises `UnknownName` for a name that the model lacks.
+        """
+        wanted = expand(names, self.names())
+        rows = self.rows(prompt, queries)
+        values: dict[str, Tensor] = {}
+        with torch.set_grad_enabled(grad):
+            with self.trace(prompt) as tracer:
+                self._read(values, wanted, rows, device, dtype)
+                tracer.stop()
+        return values
+
+    def prefill(self, prompt: Prompt, names: str | Iterable[str], queries: Queries = "last") -> Prefill:
+        """Read names in a prompt pass that keeps its keys and values, to go on from."""
+        wanted = expand(names, self.names())
+        rows = self.rows(prompt, queries)
+        values: dict[str, Any] = {}
+        with torch.no_grad():
+            with self.trace(prompt, use_cache=True, logits_to_keep=1) as tracer:
+                self._read(values, wanted, rows, None, None)
+                values["result"] = tracer.result
+        result = values.pop("result")
+        return Prefill(values, result.past_key_values, result.logits[:, -1])
+
+    def _read(self, values, wanted, rows, device, dtype) -> None:
+        for name in wanted:
+            site = self.sites[name]
+            value = site.rows(rows) if Name.parse(name).has_rows else site.read()
+            # A copy: what is served is live, and a later edit or in-place sum would change it.
+            values[name] = torch.empty(0) if value is None else value.to(device=device, dtype=dtype).clone()
+
+    def rows(self, prompt: Prompt, queries: Queries) -> Int[Tensor, "rows"] | Int[Tensor, "batch rows"] | None:
+        """``queries`` as positions: None for all, one set for the batch, or one an item."""
+        if isinstance(queries, str):
+            if queries == "all":
+                return None
+            if queries == "last":
+                return torch.tensor([prompt.length - 1], device=self.device)
+            positions = prompt.spans[queries]
+            if (positions < 0).any():
+                raise BadPrompt(
+                    f"the rows of this batch hold different numbers of {queries!r} tokens; "
+                    f"read them one prompt at a time, or give positions"
+                )
+        elif isinstance(queries, slice):
+            positions = torch.arange(prompt.length)[queries]
+        else:
+            positions = torch.as_tensor(queries, dtype=torch.long).reshape(-1)
+            if len(positions) and not (-prompt.length <= positions.min() and positions.max() < prompt.length):
+                raise IndexError(f"queries {positions.tolist()} reach outside a prompt of {prompt.length} tokens")
+            positions = positions % prompt.length
+        if positions.numel() == 0:
+            raise ValueError(f"queries {queries!r} selects no position of a prompt of {prompt.length} tokens")
+        return positions.to(self.device)
+
+    # -- answering -------------------------------------------------------------------------------
+
+    def answer(self, prompt: Prompt, max_new_tokens: int = 50, **kwargs: Any) -> Answer | list[Answer]:
+        """Greedy decoding, at most ``max_new_tokens`` (the paper's 50): one answer, or one a row of a batch.
+
+        Keyword arguments go to the model's ``generate``; ``past_key_values`` goes on from a kept KV
+        cache, without looking at the picture again.
+        """
+        with torch.no_grad():
+            out = self.interleave(
+                self._decode,
+                prompt,
+                max_new_tokens=max_new_tokens,
+                do_sample=False,
+                return_dict_in_generate=True,
+                output_logits=True,
+                **kwargs,
+            )
+        new = out.sequences[:, -len(out.logits) :].cpu()
+        logprobs = torch.stack([step.float().log_softmax(-1) for step in out.logits], dim=1).cpu()
+        chosen = logprobs.gather(-1, new[..., None])[..., 0]
+        answers = [self._answer(ids, row) for ids, row in zip(new, chosen)]
+        return answers if prompt.batched else answers[0]
+
+    def _decode(self, **inputs: Any) -> Any:
+        return self._module.generate(**inputs)
+
+    def _answer(self, ids: Tensor, logprobs: Tensor) -> Answer:
+        stops = self._module.generation_config.eos_token_id
+        stops = torch.tensor([stops] if isinstance(stops, int) else list(stops or ()))
+        ended = torch.isin(ids, stops).nonzero()[:, 0]
+        length = int(ended[0]) + 1 if len(ended) else len(ids)
+        text = self.processor.tokenizer.decode(ids[:length], skip_special_tokens=True).strip()
+        return Answer.of(text, ids[:length], logprobs[:length])
+
+    # -- editing ---------------------------------------------------------------------------------
+
+    def with_edits(self, edits: Edits) -> Self:
+        """An edited VLM: the same weights, and ``edits`` in every trace, cache, answer and generation.
+
+        The original is untouched. Further edits add to those that are there, in the order written.
+        Raises before anything runs when the edits don't fit the model.
+        """
+        total = edits if self.edits is None else self.edits + edits
+        program = total.compile(self._unedited)
+        with self._unedited.edit() as (tracer, edited):
+            program.run(edited, tracer.iter[:])
+        edited.edits, edited._program = total, program
+        return edited
+
+    # -- how nnsight runs it ---------------------------------------------------------------------
+
+    def _batch_size(self, *inputs: Any, **kwargs: Any) -> int:
+        if inputs and isinstance(inputs[0], Prompt):
+            return len(inputs[0])
+        return super()._batch_size(*inputs, **kwargs)
+
+    def _batch(self, invokes: list, fn: Any) -> tuple:
+        """Prompts to the model's keyword tensors; several invokes of prompts become one padded batch."""
+        given = [inputs[0] for inputs, _ in invokes if inputs and isinstance(inputs[0], Prompt)]
+        if not given:
+            self.running = None
+            return super()._batch(invokes, fn)
+        if len(given) != len(invokes):
+            raise BadPrompt("a trace takes Prompts in all of its invokes, or in none")
+        prompt = given[0] if len(given) == 1 else self._join(given)
+        if self._program is not None:
+            prompt = self._program.edit_images(prompt)
+        self.running = prompt
+        kwargs = {key: value for _, more in invokes for key, value in more.items()}
+        inputs = dict(prompt.inputs)
+        if kwargs.get("past_key_values") is not None:
+            inputs.pop("pixel_values", None)
+        return (), {**inputs, **kwargs}
+
+    def _join(self, prompts: Sequence[Prompt]) -> Prompt:
+        turns = [turn for prompt in prompts for turn in prompt.turns]
+        return build(self.family, self._module, self.processor, turns, batched=True)
+
+    def interleave(self, fn: Any, *args: Any, **kwargs: Any) -> Any:
+        return super().interleave(self._ending_edits(fn) if self._program else fn, *args, **kwargs)
+
+    def _ending_edits(self, fn: Callable) -> Callable:
+        """``fn``, behind which our edits end: their loop over decoded tokens has no end of its own."""
+
+        @functools.wraps(fn)
+        def run(*args, **kwargs):
+            stopped = True
+            try:
+                result = fn(*args, **kwargs)
+                stopped = False
+                return result
+            finally:
+                for mediator in self._edits:
+                    pending = mediator.pending
+                    if mediator.alive and pending is not None and (stopped or pending.iteration):
+                        mediator.worker.throw(GreenletExit)
+                        mediator.pending = None
+
+        return run
+
+
+def _config(family: Family, model: nn.Module) -> Config:
+    def sizes(stack, config) -> dict[str, int]:
+        d_head = getattr(config, "head_dim", None) or config.hidden_size // stack.n_heads
+        return dict(
+            n_layers=len(stack),
+            n_heads=stack.n_heads,
+            n_kv_heads=stack.n_kv_heads,
+            d_head=d_head,
+            d_model=config.hidden_size,
+        )
+
+    text = model.get_decoder().config
+    vision = sizes(family.vision(model), model.get_encoder(modality="image").config)
+    return Config(
+        **sizes(family.text(model), text),
+        d_vocab=text.vocab_size,
+        vision=StackConfig(**vision),
+        family=family.name,
+    )
+
+
+__all__ = ["VLM", "Answer", "Config", "Edits", "Mapping", "Prefill", "Program"]
