@@ -1,0 +1,182 @@
+"""The proof at load: the view of a model is held against the model before it is handed out.
+
+A view can be wrong without an error: a hook that never fires, a mask read from the wrong side, a head
+order off by a group. So one small picture is put through the model, and what the view says is
+compared with what the model did:
+
+* rows: pattern · v is the kernel's output, rows sum to one, masked keys are exactly zero, in the
+  first, middle and last layer of both stacks;
+* names: every listed name fires and has its declared shape; tracing leaves the logits as they were;
+* the residual stream adds up, and so do the heads: resid_pre + attn_out = resid_mid,
+  resid_mid + mlp_out = resid_post, Σ attn.result + bias = attn_out;
+* writes: an identity write moves the logits by rounding only; an edit of the last row moves the last
+  logits and, where attention is causal, no earlier one; a write of resid_mid reaches the logits.
+
+Five forward passes of one small prompt. What fails raises `FamilyContractError`, which names the
+family, the site, what was found and what was expected. Comparisons are in float32, to a tolerance
+that goes with the model's dtype.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+
+from seeing.edits import Knockout
+from seeing.families import FamilyContractError
+from seeing.names import ROW_SITES, Name
+from seeing.prompt import BadPrompt, Prompt
+from seeing.sites import Result
+from seeing.vlm import VLM, Config, StackConfig
+
+#: Largest error allowed, relative to the largest value compared (and to 1).
+TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
+
+
+def prove(vlm: VLM) -> None:
+    """Hold the view of ``vlm`` against the model. Raises `FamilyContractError` where it fails."""
+    Proof(vlm).run()
+
+
+class Proof:
+    """The checks, on one model and one small prompt."""
+
+    def __init__(self, vlm: VLM):
+        self.vlm = vlm
+        self.prompt = _small_prompt(vlm)
+        self.tolerance = TOLERANCE.get(vlm._module.dtype, 3e-2)
+
+    def run(self) -> None:
+        with torch.no_grad():
+            inputs = {key: value.to(self.vlm.device) for key, value in self.prompt.inputs.items()}
+            bare = self.vlm._module(**inputs).logits
+            values = self.vlm.cache(self.prompt, self.vlm.names(), queries="all")
+            self._equal("logits", values["logits"], bare, "the bare model's", exact=True)
+            self._shapes(values)
+            self._residual_stream(values)
+            for stack in self.vlm.sites.kernels:
+                self._rows(stack, values)
+            self._writes(bare)
+
+    # -- checks ----------------------------------------------------------------------------------
+
+    def _shapes(self, values: dict[str, Tensor]) -> None:
+        n_text = self.prompt.length
+        for name, value in values.items():
+            parsed = Name.parse(name)
+            if parsed.stack is None:
+                continue
+            config = self.vlm.cfg if parsed.stack == "text" else self.vlm.cfg.vision
+            n_pos = n_text if parsed.stack == "text" else value.shape[2 if parsed.has_rows else 1]
+            expected = (len(self.prompt), *_declared(parsed.site, config, n_pos))
+            found = tuple(value.shape)
+            if len(found) != len(expected) or any(e not in (f, None) for f, e in zip(found, expected)):
+                self._fail(name, f"shape {found}", f"{expected} (None is any)")
+        logits, width = values["logits"], self.vlm.cfg.d_vocab
+        if logits.shape[:2] != (len(self.prompt), n_text):
+            self._fail("logits", f"shape {tuple(logits.shape)}", f"{(len(self.prompt), n_text, width)}")
+        n_image = int(self.prompt.spans.mask("image").sum())
+        features = values["projector.out"].shape[:-1].numel()
+        if features != n_image:
+            self._fail("projector.out", f"{features} features", f"{n_image}, one an image token of input_ids")
+
+    def _residual_stream(self, values: dict[str, Tensor]) -> None:
+        for name in values:
+            parsed = Name.parse(name)
+            if parsed.site != "resid_mid":
+                continue
+            part = {site: values[f"{parsed.stack}.{parsed.layer}.{site}"] for site in _STREAM}
+            self._equal(name, part["resid_pre"] + part["attn_out"], part["resid_mid"], "resid_pre + attn_out is")
+            post = name.replace("resid_mid", "resid_post")
+            self._equal(post, part["resid_mid"] + part["mlp_out"], part["resid_post"], "resid_mid + mlp_out is")
+            total = part["attn.result"].sum(2)
+            site = self.vlm.sites[name.replace("resid_mid", "attn.result")]
+            if isinstance(site, Result) and site.out.bias is not None:
+                total = total + site.out.bias
+            self._equal(site.name, total, part["attn_out"], "Σ over heads + bias is")
+
+    def _rows(self, stack: str, values: dict[str, Tensor]) -> None:
+        last = len(self.vlm.sites.kernels[stack]) - 1
+        for layer in sorted({0, last // 2, last}):
+            name = f"{stack}.{layer}.attn.pattern"
+            pattern, v = values[name], values[f"{stack}.{layer}.attn.v"]
+            v = v.float().repeat_interleave(pattern.shape[1] // v.shape[2], dim=2)
+            z = torch.einsum("bhqk,bkhd->bqhd", pattern, v)
+            self._equal(name, z, values[f"{stack}.{layer}.attn.z"], "pattern · v is the kernel's output,")
+            self._equal(name, pattern.sum(-1), torch.ones_like(pattern[..., 0]), "rows sum to")
+            masked = values[f"{stack}.{layer}.attn.scores"] <= torch.finfo(torch.float16).min
+            if (worst := float(pattern[masked].abs().max()) if masked.any() else 0.0) > 0:
+                self._fail(name, f"weight {worst} on a masked key", "0")
+
+    def _writes(self, bare: Float[Tensor, "batch pos vocab"]) -> None:
+        layer = self.vlm.cfg.n_layers // 2
+        logits = self._traced(lambda view: setattr(view.attn, "pattern", view.attn.pattern.clone()), layer)
+        self._equal(f"text.{layer}.attn.pattern", logits, bare, "after an identity write the logits are", scale=10)
+        cut = self.vlm.with_edits(Knockout(keys="image", layers=layer))
+        logits = cut.cache(self.prompt, "logits")["logits"]
+        if torch.equal(logits[:, -1], bare[:, -1]):
+            self._fail(
+                f"text.{layer}.attn.pattern", "unmoved logits", "logits that move when the last row loses the image"
+            )
+        if self._is_causal(layer):
+            self._equal("logits", logits[:, :-1], bare[:, :-1], "before an edited last row the logits are", exact=True)
+        logits = self._traced(lambda view: setattr(view, "resid_mid", -view.resid_mid), layer)
+        if torch.equal(logits, bare):
+            self._fail(f"text.{layer}.resid_mid", "unmoved logits", "logits that move when resid_mid is negated")
+
+    def _is_causal(self, layer: int) -> bool:
+        scores = self.vlm.cache(self.prompt, f"text.{layer}.attn.scores", queries=[0])
+        return bool((next(iter(scores.values()))[..., -1] <= torch.finfo(torch.float16).min).all())
+
+    def _traced(self, write, layer: int) -> Tensor:
+        kept = []
+        with self.vlm.trace(self.prompt):
+            write(self.vlm.text[layer])
+            kept.append(self.vlm.logits)
+        return kept[0]
+
+    # -- verdicts --------------------------------------------------------------------------------
+
+    def _equal(self, site, found, expected, what, *, exact=False, scale=1.0) -> None:
+        if exact and torch.equal(found, expected):
+            return
+        error = float((found.float() - expected.float()).abs().max())
+        allowed = 0.0 if exact else scale * self.tolerance * max(1.0, float(expected.float().abs().max()))
+        if not error <= allowed:
+            self._fail(site, f"an error of {error:.2e}", f"{what} equal within {allowed:.1e}")
+
+    def _fail(self, site: str, found: str, expected: str) -> None:
+        raise FamilyContractError(
+            f"family {self.vlm.cfg.family!r} does not fit this {type(self.vlm._module).__name__}: at {site!r} "
+            f"found {found}, expected {expected}"
+        )
+
+
+_STREAM = ("resid_pre", "attn_out", "resid_mid", "mlp_out", "resid_post", "attn.result")
+
+
+def _declared(site: str, config: StackConfig | Config, n_pos: int) -> tuple[int | None, ...]:
+    """The shape of a site behind its batch axis; None where the width is free."""
+    if site in ROW_SITES:
+        return config.n_heads, n_pos, n_pos
+    if site in ("attn.k", "attn.v"):
+        return n_pos, config.n_kv_heads, config.d_head
+    if site in ("attn.q", "attn.z"):
+        return n_pos, config.n_heads, config.d_head
+    if site == "attn.result":
+        return n_pos, config.n_heads, config.d_model
+    return n_pos, None if site == "mlp.post" else config.d_model
+
+
+def _small_prompt(vlm: VLM) -> Prompt:
+    """A small oblong picture of noise, and a few words that the tokenizer knows."""
+    noise = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
+    image = Image.fromarray(noise)
+    try:
+        return vlm.prompt(image, "What is in the picture?")
+    except BadPrompt:
+        words = [word for word in sorted(vlm.processor.tokenizer.get_vocab()) if word.isalpha()]
+        return vlm.prompt(image, " ".join(words[:4]))
