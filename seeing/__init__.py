@@ -23,7 +23,7 @@ except PackageNotFoundError:  # a source tree that was never installed
 
 #: Where each public name lives; opened on first use, so that `import seeing` stays light.
 _PUBLIC = {
-    "load": "seeing.load",
+    "load": "seeing.loading",
     "VLM": "seeing.vlm",
     "Answer": "seeing.vlm",
     "Prompt": "seeing.prompt",
@@ -32,7 +32,7 @@ _PUBLIC = {
 
 if TYPE_CHECKING:
     from seeing.data.samples import EvidenceSample
-    from seeing.load import load
+    from seeing.loading import load
     from seeing.prompt import Prompt
     from seeing.vlm import VLM, Answer
 

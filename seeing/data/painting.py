@@ -3,7 +3,8 @@
 An image is 112 x 112 RGB: a textured background, small scraps of clutter, objects on a 4 x 4 lattice of 28-px
 cells. An object is a coloured shape that spans 26 x 26 px, with a white plate that carries a digit. The plate
 stays inside the lower-right 14 x 14 patch of the cell: a digit that is cut by patch borders is not learnt by
-a tower this small."""
+a tower this small.
+"""
 
 from dataclasses import dataclass
 
@@ -66,7 +67,8 @@ class Scenes:
 
     `cell`, `colour`, `shape`, `digit`: (image, slot) with 16 slots; `corner`: (image, slot, xy), the object's
     upper left pixel; `count`: objects an image; `hard`: whether the first object's neighbours share its
-    colour or shape."""
+    colour or shape.
+    """
 
     count: Int[np.ndarray, " image"]
     hard: Bool[np.ndarray, " image"]
@@ -84,7 +86,8 @@ class Scenes:
 class Light:
     """How clean the picture is, one value an image: `noise` is the sigma of Gaussian noise in units of the
     full range, `contrast` scales distances from mid grey, `clutter` counts scraps, `dimmest` is the floor of
-    a smooth random illumination (1 leaves the image as it is)."""
+    a smooth random illumination (1 leaves the image as it is).
+    """
 
     noise: Float[np.ndarray, " image"]
     contrast: Float[np.ndarray, " image"]
@@ -151,7 +154,8 @@ def _objects(canvas: Float[np.ndarray, "image 112 112 3"], scenes: Scenes, rng: 
 
 def _illumination(dimmest: Float[np.ndarray, " image"], rng: np.random.Generator) -> np.ndarray:
     """A smooth field an image, between `dimmest` and 1; a random band of that range, so it may also dim
-    evenly."""
+    evenly.
+    """
     n = len(dimmest)
     low, high = np.sort(rng.uniform(0, 1, (2, n)), axis=0)
     knots = low[:, None, None] + (high - low)[:, None, None] * rng.uniform(0, 1, (n, 4, 4))
@@ -161,7 +165,8 @@ def _illumination(dimmest: Float[np.ndarray, " image"], rng: np.random.Generator
 
 def paint(scenes: Scenes, light: Light, rng: np.random.Generator) -> UInt8[np.ndarray, "image 112 112 3"]:
     """The images of `scenes` under `light`, (image, y, x, rgb) in 0..255; every random stroke comes from
-    `rng`."""
+    `rng`.
+    """
     canvas = _background(len(scenes), rng)
     _scraps(canvas, light.clutter, rng)
     _objects(canvas, scenes, rng)

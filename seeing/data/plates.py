@@ -7,7 +7,8 @@ table has a reason to answer without looking, as real models have; at test time 
 contradict the table.
 
 Images are generated, never stored. Each split and each training run draws from its own random stream, and the
-streams carry different keys, so a test image is never a training image."""
+streams carry different keys, so a test image is never a training image.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -58,7 +59,8 @@ class PlatesSplit:
     `objects`: how many; `noise`: sigma, in units of the full range; `contrast`: 1 is full; `clutter`: scraps
     of colour; `hard`: share of images whose objects resemble the first one; `prior`: chance that a digit
     follows `PRIOR`; `conflict`: digits never follow it; `dim`: chance of a smooth random illumination that
-    goes down to `dimmest`."""
+    goes down to `dimmest`.
+    """
 
     objects: tuple[int, int]
     noise: tuple[float, float] = (0.02, 0.15)
@@ -89,7 +91,8 @@ class PlatesBatch:
     """Training images, `asked` questions an image, and what each patch shows.
 
     `colour`, `shape`, `digit`: (image, question), indices into COLOUR_NAMES, SHAPES and 0..9. `patch_colour`,
-    `patch_shape`: (image, patch), one past the last index on background; `patch_digit`: IGNORE there."""
+    `patch_shape`: (image, patch), one past the last index on background; `patch_digit`: IGNORE there.
+    """
 
     images: UInt8[np.ndarray, "image 112 112 3"]
     colour: Int[np.ndarray, "image question"]
@@ -111,7 +114,8 @@ def plates(split: str, n: int, seed: int = 0) -> list[EvidenceSample]:
     The evidence box is the object's. `meta` holds colour, shape, digit, prior (the table's digit), agrees
     (digit == prior), objects (how many), hard (neighbours resemble the target), and scene: (colour, shape,
     digit) of each object, the target first. Raises ValueError for a split that is not in SPLITS, and for n <
-    1."""
+    1.
+    """
     if split not in SPLITS:
         raise ValueError(
             f"no plates split {split!r}; expected one of {', '.join(SPLITS)}; pick one of these."
@@ -168,7 +172,8 @@ def training_stream(seed: int, stage: int, rank: int, step: int) -> np.random.Ge
 
 def split_stream(split: str, seed: int, chunk: int) -> np.random.Generator:
     """The random stream of one chunk of a split. The names of splits are fixed, their order in SPLITS is
-    not."""
+    not.
+    """
     name = int.from_bytes(split.encode(), "big")
     return _stream(_TESTING, seed, chunk, name)
 
@@ -207,7 +212,8 @@ def _draw(
 
 def _pairs(hard: np.ndarray, rng: np.random.Generator) -> Int[np.ndarray, "image 16"]:
     """Sixteen different (colour, shape) pairs an image, in random order, the target's first. In a hard image
-    those that share the target's colour or shape come before the others."""
+    those that share the target's colour or shape come before the others.
+    """
     n = len(hard)
     order = rng.permuted(np.tile(np.arange(_PAIRS), (n, 1)), axis=1)
     target, others = order[:, :1], order[:, 1:]

@@ -22,7 +22,8 @@ class EvidenceSample:
     `image`. `meta`: whatever the data set knows beside that; read-only.
 
     Raises ValueError when a field is empty or of the wrong kind, or when a box is not finite, is empty, or
-    lies outside the image."""
+    lies outside the image.
+    """
 
     id: str
     image: Image.Image

@@ -3,7 +3,8 @@ download.
 
 They are test beds. Their task and their training were chosen so that seeing and believing come apart in a
 model that trains in half an hour; what happens in them is no evidence about large models. Each folder's
-README.md is its card."""
+README.md is its card.
+"""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -32,7 +33,8 @@ def open_zoo(name: str, **kwargs: Any) -> tuple[LlavaForConditionalGeneration, L
     """The model, in eval mode, and its processor.
 
     Weights are stored in float16 and opened in float32, unless `dtype` says otherwise; `kwargs` go to the
-    model's `from_pretrained`. Raises ValueError for a name that is not in ZOO."""
+    model's `from_pretrained`. Raises ValueError for a name that is not in ZOO.
+    """
     folder = zoo_folder(name)
     options = {"dtype": torch.float32} | kwargs
     model = LlavaForConditionalGeneration.from_pretrained(

@@ -1,7 +1,8 @@
 """The embedded model before training: a real LLaVA, small, and the processor that goes with it.
 
 It is small in width and depth only. Tower, projector, text model, tokenizer, chat template and image
-processor are the classes that published LLaVA checkpoints use, so what works on it has worked on a LLaVA."""
+processor are the classes that published LLaVA checkpoints use, so what works on it has worked on a LLaVA.
+"""
 
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import (
@@ -40,7 +41,8 @@ CHAT_TEMPLATE = (
 
 def build_config(text_layers: int = 6) -> LlavaConfig:
     """The architecture: a CLIP tower of 4 layers x 96 on 8 x 8 patches, a Llama of `text_layers` layers x
-    128."""
+    128.
+    """
     config = LlavaConfig(
         vision_config=CLIPVisionConfig(
             image_size=SIDE,
@@ -93,7 +95,8 @@ def build_model(text_layers: int = 6) -> LlavaForConditionalGeneration:
 
 def build_processor() -> LlavaProcessor:
     """A word-level tokenizer, a PIL image processor (no torchvision) and the chat template. A word that is
-    not in WORDS becomes <unk>; capitals and a "?" without a space before it are fine."""
+    not in WORDS becomes <unk>; capitals and a "?" without a space before it are fine.
+    """
     words = Tokenizer(models.WordLevel(TOKEN, unk_token=UNKNOWN))
     words.normalizer = normalizers.Lowercase()
     words.pre_tokenizer = pre_tokenizers.Whitespace()

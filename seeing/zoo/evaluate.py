@@ -51,7 +51,8 @@ def evaluate(
 ) -> dict[str, float | int | str]:
     """Accuracy on a split; the same where the truth is the table's digit and where it is not; and among the
     wrong answers, the share that names the table's digit and the share that names another object's. Shares of
-    nothing are NaN."""
+    nothing are NaN.
+    """
     samples = plates(split, n, seed)
     said = answers(model, processor, samples)
     right = np.array([answer in sample.answers for answer, sample in zip(said, samples, strict=True)])

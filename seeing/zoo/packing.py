@@ -4,8 +4,9 @@ answered alone.
     <bos> <image> x 64 | what digit is on the red square ? 7 | what digit is on the blue circle ? 3 | ...
 
 Each question sees the image and itself (a block mask), and its positions start anew after the image, so its
-logits are those of a prompt that holds it alone. That equality is tested; it is what lets training be four
-times cheaper."""
+logits are those of a prompt that holds it alone. That equality is tested; it makes training several
+times cheaper.
+"""
 
 from dataclasses import dataclass
 
@@ -77,7 +78,8 @@ class Learner(nn.Module):
     patch.
 
     The heads give the tower a signal long before the text model can use it; they are dropped when the model
-    ships."""
+    ships.
+    """
 
     def __init__(self, model: LlavaForConditionalGeneration) -> None:
         super().__init__()
@@ -90,7 +92,8 @@ class Learner(nn.Module):
         """The loss and what to log: per-patch accuracies, and with `joint` the answers' too.
 
         Alone, the patch losses are summed; jointly they weigh 0.3 beside the losses of the digit and of
-        <eos>."""
+        <eos>.
+        """
         encoded = self.model.get_image_features(packed.pixels, return_dict=True)
         patch_loss, log = self._patches(torch.stack(tuple(encoded.pooler_output)), packed.patches)
         if not joint:

@@ -20,7 +20,8 @@ WARMUP = 100
 class Stage:
     """One stage: it goes on from the checkpoint of stage `after`, and its scenes move from `first` to `last`
     over two thirds of its steps. `joint`: the text model and its answers are trained too. `stream`: key of
-    its random stream."""
+    its random stream.
+    """
 
     name: str
     after: str | None
@@ -50,7 +51,8 @@ class Stage:
 
 def recipe(dim: float = 0.3) -> dict[str, Stage]:
     """The stages by name, in order. `dim`: share of images in the last stage that a smooth random
-    illumination darkens, so that a dimmed image is nothing new to the model."""
+    illumination darkens, so that a dimmed image is nothing new to the model.
+    """
     many = PlatesSplit((6, 12), noise=(0.02, 0.05), contrast=(0.9, 1.0), clutter=(0, 2))
     many_last = replace(many, noise=(0.02, 0.2), contrast=(0.6, 1.0), clutter=(0, 8))
     few = PlatesSplit((2, 6), noise=(0.02, 0.08), contrast=(0.8, 1.0), clutter=(0, 4))

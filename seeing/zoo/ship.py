@@ -4,7 +4,8 @@ processor.
     python -m seeing.zoo.ship runs/seed0
 
 The heads that helped the tower to learn stay behind. A card, README.md, is written by hand and is left as it
-is."""
+is.
+"""
 
 import argparse
 from collections.abc import Sequence
@@ -32,7 +33,8 @@ def from_checkpoint(file: Path) -> LlavaForConditionalGeneration:
 
 def ship(checkpoint: Path, folder: Path) -> None:
     """Write `checkpoint` to `folder` as Hugging Face opens it. Raises ValueError if a weight leaves float16's
-    range."""
+    range.
+    """
     model = from_checkpoint(checkpoint).half()
     for name, weight in model.state_dict().items():
         if not torch.isfinite(weight).all():

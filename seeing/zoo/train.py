@@ -4,7 +4,8 @@
 
 Two single-thread processes with one all-reduce of a flat gradient a step: on two cores this beats two threads
 in one process. A stage reads its predecessor's file and leaves its own, so a killed run goes on at a stage
-boundary."""
+boundary.
+"""
 
 import argparse
 import json
@@ -28,7 +29,8 @@ from seeing.zoo.recipe import Stage, recipe
 
 SHARDS, SHARD_IMAGES, QUESTIONS = 2, 32, 4
 """A step is 2 shards of 32 images with 4 questions each for any number of workers, so a seed names the same
-data."""
+data.
+"""
 LOG_EVERY = 25
 
 

@@ -1,0 +1,400 @@
+"""Tokens have places.
+
+A vision-language model turns an image into a run of visual tokens, and every family does so in its own way:
+crop, squash, pad, tiles, thumbnails, merged patches. This module knows none of that. It keeps what is left
+when the family has spoken: which tokens of the sequence are visual, and which box of the *original* image
+each looks at. One map, used both ways: annotated boxes become token labels, token scores become heat maps.
+
+Coordinates are absolute pixels of the original image, xyxy, continuous: pixel (x, y) covers [x, x+1] × [y,
+y+1], and (0, 0, width, height) is the whole image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+# Pixels. Edges closer than this are one edge: going from model to image pixels rounds in the 13th digit.
+ROUNDING = 1e-6
+
+RULES = ("any", "half", "all", "fraction")
+
+Box = tuple[float, float, float, float]
+Boxes = Sequence | np.ndarray | Tensor
+Scores = Float[Tensor, "*batch token"] | Float[np.ndarray, "*batch token"]
+
+
+@dataclass(frozen=True)
+class View:
+    """Where the picture that the model sees lies in the original image.
+
+    `box` is xyxy in original pixels and may reach past the image, where the model sees padding; `size` is
+    (width, height) of the same picture in model pixels. Give the part that the patches cover: a convolution
+    drops the pixels that don't fill a last patch.
+    """
+
+    box: Box
+    size: tuple[int, int]
+
+    def __post_init__(self):
+        if len(self.box) != 4 or not np.isfinite(self.box).all():
+            raise ValueError(f"a view's box is four finite numbers (x0, y0, x1, y1), found {self.box}")
+        x0, y0, x1, y1 = self.box
+        if x1 - x0 <= ROUNDING or y1 - y0 <= ROUNDING:
+            raise ValueError(f"a view needs x0 < x1 and y0 < y1, found {self.box}: is it xywh?")
+        _check_size(self.size)
+
+    @classmethod
+    def cut(cls, image_size: tuple[int, int], resized: tuple[int, int], window: Box | None = None) -> View:
+        """The view of a processor that resizes the image to `resized` and cuts `window` out of the result.
+
+        Sizes are (width, height). `window` is xyxy in pixels of the resized image (default: all of it): a
+        centre crop lies inside, a padded canvas reaches past it, a tile is one cell of it.
+        """
+        _check_size(image_size)
+        _check_size(resized)
+        x0, y0, x1, y1 = window or (0, 0, *resized)
+        width, height = image_size[0] / resized[0], image_size[1] / resized[1]
+        box = (float(x0 * width), float(y0 * height), float(x1 * width), float(y1 * height))
+        return cls(box, (round(x1 - x0), round(y1 - y0)))
+
+    def is_whole(self, image_size: tuple[int, int]) -> bool:
+        """Whether the model sees the original image, all of it, pixel for pixel."""
+        return tuple(self.box) == (0, 0, *image_size) and tuple(self.size) == tuple(image_size)
+
+    def from_image(self, boxes: Float[np.ndarray, "*batch 4"]) -> Float[np.ndarray, "*batch 4"]:
+        """xyxy boxes in original pixels -> the same boxes in model pixels."""
+        x0, y0, x1, y1 = self.box
+        return (boxes - [x0, y0, x0, y0]) * ([self.size[0] / (x1 - x0), self.size[1] / (y1 - y0)] * 2)
+
+
+@dataclass(frozen=True)
+class Level:
+    """One rectangular block of a grid's tokens: a patch grid, one tile, a thumbnail, a column of newlines.
+
+    Cell (r, c) is the grid's token number start + r · stride + c. `stride` is the step from row to row, by
+    default `cols`; a block with one newline token after every row has stride cols + 1.
+    """
+
+    name: str
+    rows: int
+    cols: int
+    start: int = 0
+    stride: int | None = None
+
+    def __post_init__(self):
+        if min(self.rows, self.cols) < 1 or self.start < 0:
+            raise ValueError(f"a level needs rows, cols ≥ 1 and start ≥ 0, found {self}")
+        if self.stride is not None and self.stride < self.cols:
+            raise ValueError(f"a stride below cols makes the rows of a level overlap, found {self}")
+
+    @property
+    def tokens(self) -> Int[np.ndarray, "rows cols"]:
+        """The grid's token number of every cell."""
+        stride = self.cols if self.stride is None else self.stride
+        return self.start + stride * np.arange(self.rows)[:, None] + np.arange(self.cols)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class VisualGrid:
+    """One image's visual tokens and their places.
+
+    Attributes:
+        image_size: (width, height) of the original image.
+        positions: token -> index into the sequence, strictly increasing (int64, CPU).
+        boxes: token -> xyxy box in the original image (float64, CPU). A token without a place (padding, a
+            newline) has a box of four NaN and is never evidence. What a crop cut off is in no token's box, so
+            it is never labelled.
+        view: where the picture that the model sees lies in the original.
+        levels: the rectangular blocks of tokens. Tokens outside every level have no place.
+
+    Raises ValueError when these contradict each other.
+    """
+
+    image_size: tuple[int, int]
+    positions: Int[Tensor, " token"]
+    boxes: Float[Tensor, "token 4"]
+    view: View
+    levels: tuple[Level, ...]
+
+    def __post_init__(self):
+        object.__setattr__(self, "positions", self.positions.detach().cpu().long())
+        object.__setattr__(self, "boxes", self.boxes.detach().cpu().double())
+        _check_size(self.image_size)
+        _check_positions(self.positions)
+        _check_token_boxes(self.boxes, len(self), self.image_size)
+        _check_levels(self)
+
+    @classmethod
+    def regular(cls, image_size: tuple[int, int], view: View, rows: int, cols: int,
+                positions: Int[Tensor, " token"], name: str = "patch") -> VisualGrid:
+        """A plain raster of rows × cols equal cells over one view, in reading order."""
+        boxes = cells(image_size, view, rows, cols)
+        return cls(image_size, positions, boxes, view, (Level(name, rows, cols),))
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    def __repr__(self) -> str:
+        blocks = ", ".join(f"{level.name} {level.rows}×{level.cols}" for level in self.levels)
+        at = f" at {self.positions[0]}…{self.positions[-1]}" if len(self) else ""
+        width, height = self.image_size
+        return f"VisualGrid({width}×{height} image, {len(self)} tokens{at}: {blocks})"
+
+    @property
+    def kind(self) -> tuple[str, ...]:
+        """The name of each token's level; "other" for a token outside every level."""
+        kinds = np.full(len(self), "other", dtype=object)
+        for level in self.levels:
+            kinds[level.tokens] = level.name
+        return tuple(kinds)
+
+    @property
+    def placed(self) -> Bool[Tensor, " token"]:
+        """Which tokens have a place in the image."""
+        return ~self.boxes[:, 0].isnan()
+
+    def shifted(self, offset: int) -> VisualGrid:
+        """The same grid `offset` places further on in the sequence, as after left padding."""
+        return replace(self, positions=self.positions + offset)
+
+    def labels(self, boxes: Boxes, rule: str = "any") -> Bool[Tensor, " token"] | Float[Tensor, " token"]:
+        """Which tokens see the evidence.
+
+        Args:
+            boxes: the evidence, (n, 4), xyxy in pixels of the original image. Boxes may overlap.
+            rule: "any" — the token's box overlaps a box (Liu et al. 2026, arXiv 2510.17771); "half" — at
+                least half of its area lies in the union of the boxes; "all" — all of it does; "fraction" —
+                the share of its area in the union.
+
+        Returns: one bool a token, or for "fraction" one float64 in [0, 1]. Tokens without a place: False or
+        0. Overlaps narrower than 1e-6 of a pixel are rounding, and shares are compared with a slack of 1e-6.
+        Raises ValueError for an unknown rule, for no boxes, and for boxes that are malformed, not finite,
+        empty, inverted or outside the image.
+        """
+        if rule not in RULES:
+            raise ValueError(f"expected a rule among {', '.join(RULES)}, found {rule!r}")
+        evidence, tokens = _check_evidence(boxes, self.image_size), self.boxes.numpy()
+        if rule == "any":
+            wide = _overlap(tokens[:, [0, 2]], evidence[:, [0, 2]]) > ROUNDING
+            high = _overlap(tokens[:, [1, 3]], evidence[:, [1, 3]]) > ROUNDING
+            return torch.from_numpy((wide & high).any(1))
+        share = torch.from_numpy(_share_inside(tokens, evidence))
+        return share if rule == "fraction" else share >= {"half": 0.5, "all": 1.0}[rule] - 1e-6
+
+    def covers(self, boxes: Boxes) -> float:
+        """The share of the boxes' area (of their union, inside the image) that some token sees, in [0, 1].
+
+        Below 1 where a crop cut evidence off, 0 when the model can't have seen it. Boxes as in `labels`.
+        """
+        evidence = np.clip(_check_evidence(boxes, self.image_size), 0, [*self.image_size] * 2)
+        edges = [_edges(self.boxes.numpy()[level.tokens]) for level in self.levels]
+        ys = _cuts(evidence[:, [1, 3]], *(rows for rows, _ in edges))
+        xs = _cuts(evidence[:, [0, 2]], *(cols for _, cols in edges))
+        wanted = _union(evidence, ys, xs)
+        seen = np.zeros_like(wanted)
+        for rows, cols in edges:
+            seen |= np.outer(_holds(rows, ys).any(0), _holds(cols, xs).any(0))
+        area = np.outer(np.diff(ys), np.diff(xs))
+        return float(area[wanted & seen].sum() / area[wanted].sum())
+
+    def heatmap(self, scores: Scores, levels: str | Sequence[str] | None = None,
+                fill: float = float("nan")) -> Float[np.ndarray, "*batch height width"]:
+        """Token scores as an image of the original's size.
+
+        Each pixel is the mean of the tokens that cover it, weighted by how much of its area each covers; a
+        pixel that no token covers is `fill`. `levels` names the levels to draw (default: all that have a
+        place). Scores of tokens without a place are ignored; the others must be finite (ValueError).
+        """
+        return self._paint(scores, self.boxes.numpy(), self.image_size, levels, fill)
+
+    def view_map(self, scores: Scores, levels: str | Sequence[str] | None = None,
+                 fill: float = float("nan")) -> Float[np.ndarray, "*batch height width"]:
+        """Token scores as constant boxes on a canvas of the view's size (model pixels); else as `heatmap`."""
+        return self._paint(scores, self.view.from_image(self.boxes.numpy()), self.view.size, levels, fill)
+
+    def as_grid(self, scores: Scores, level: int | str = 0,
+                unplaced: float | None = None) -> Float[np.ndarray, "*batch rows cols"]:
+        """Token scores as the rows × cols raster of one level (an index, or a name that only one level has).
+
+        Cells without a place keep their score, or become `unplaced` where that is given (-inf, say, keeps a
+        best window off the padding).
+        """
+        tokens = self.level(level).tokens
+        grid = token_scores(scores, len(self))[..., tokens]
+        return grid if unplaced is None else np.where(self.placed.numpy()[tokens], grid, unplaced)
+
+    def level(self, which: int | str) -> Level:
+        """One level, by index or by a name that only one level has (ValueError when there is no such one)."""
+        found = self._named(which) if isinstance(which, str) else self.levels[which:][:1]
+        if len(found) != 1:
+            raise ValueError(f"expected one level for {which!r}, found {len(found)} in {self}: give an index")
+        return found[0]
+
+    def _named(self, names: str | Sequence[str] | None) -> tuple[Level, ...]:
+        known = {level.name for level in self.levels}
+        wanted = known if names is None else {names} if isinstance(names, str) else set(names)
+        if not wanted or not wanted <= known:
+            raise ValueError(f"expected levels among {sorted(known)}, found {sorted(wanted)}")
+        return tuple(level for level in self.levels if level.name in wanted)
+
+    def _paint(self, scores, boxes, size, levels, fill):
+        scores, placed = token_scores(scores, len(self)), self.placed.numpy()
+        if not np.isfinite(scores[..., placed]).all():
+            raise ValueError("expected a finite score for every token with a place, found NaN or infinity:"
+                             " draw weights (attention after the softmax), not masked logits")
+        scores = np.where(placed, scores, 0.0)
+        total, weight = np.zeros((*scores.shape[:-1], size[1], size[0])), np.zeros((size[1], size[0]))
+        for level in self._named(levels):
+            rows, cols = _edges(boxes[level.tokens])
+            rows, cols = coverage(rows, size[1]), coverage(cols, size[0])
+            total += rows.T @ scores[..., level.tokens] @ cols
+            weight += np.outer(rows.sum(0), cols.sum(0))
+        covered = np.broadcast_to(weight > 0, total.shape)
+        return np.divide(total, weight, out=np.full_like(total, fill), where=covered)
+
+
+def cells(image_size: tuple[int, int], view: View, rows: int, cols: int) -> Float[Tensor, "token 4"]:
+    """Boxes, in original pixels, of rows × cols equal cells of a view, in reading order.
+
+    Clipped to the image; a cell outside (padding) is four NaN. Tiled families concatenate several of these.
+    """
+    _check_size(image_size)
+    if min(rows, cols) < 1:
+        raise ValueError(f"expected at least one row and one column of tokens, found {rows}×{cols}")
+    x0, y0, x1, y1 = view.box
+    xs = np.clip(x0 + (x1 - x0) * np.arange(cols + 1) / cols, 0, image_size[0])
+    ys = np.clip(y0 + (y1 - y0) * np.arange(rows + 1) / rows, 0, image_size[1])
+    corners = np.broadcast_arrays(xs[None, :-1], ys[:-1, None], xs[None, 1:], ys[1:, None])
+    boxes = np.stack(corners, -1).reshape(rows * cols, 4)
+    boxes[(boxes[:, 2:] - boxes[:, :2] <= ROUNDING).any(1)] = np.nan
+    return torch.from_numpy(boxes)
+
+
+def token_scores(scores: Scores, tokens: int) -> Float[np.ndarray, "*batch token"]:
+    """Scores as a float64 array of their own. ValueError unless the last axis has one score a token."""
+    if isinstance(scores, Tensor):
+        scores = scores.detach().cpu().double().numpy()
+    if not scores.ndim or scores.shape[-1] != tokens:
+        raise ValueError(f"expected scores over {tokens} visual tokens, found shape {tuple(scores.shape)}:"
+                         " index the row with grid.positions first")
+    return scores.astype(np.float64)
+
+
+def coverage(spans: Float[np.ndarray, "span 2"], length: int) -> Float[np.ndarray, "span length"]:
+    """How much of each of `length` unit pixels each span covers along one axis, 0 to 1; a NaN span none."""
+    # an edge that is a whole number but for rounding must not bleed into the next pixel
+    spans = np.where(np.abs(spans - np.rint(spans)) < ROUNDING, np.rint(spans), spans)
+    return _overlap(spans, np.stack([np.arange(length), np.arange(1, length + 1)], 1))
+
+
+def _overlap(spans: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """(n 2), (m 2) -> (n m) lengths of the overlaps along one axis; 0 where a span is NaN."""
+    first = np.maximum(spans[:, None, 0], others[None, :, 0])
+    return np.fmax(np.minimum(spans[:, None, 1], others[None, :, 1]) - first, 0.0)
+
+
+def _edges(boxes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(rows cols 4) boxes of a raster -> (rows 2) y-edges, (cols 2) x-edges; NaN where all are NaN."""
+    # fmax skips NaN: one placed cell is enough to know its row and its column
+    return np.fmax.reduce(boxes[..., [1, 3]], axis=1), np.fmax.reduce(boxes[..., [0, 2]], axis=0)
+
+
+def _cuts(*spans: np.ndarray) -> np.ndarray:
+    """All edges along one axis, sorted: between two neighbours nothing begins and nothing ends."""
+    edges = np.concatenate([span.ravel() for span in spans])
+    return np.unique(edges[~np.isnan(edges)])
+
+
+def _holds(spans: np.ndarray, cuts: np.ndarray) -> np.ndarray:
+    """(n 2) spans -> (n, cuts − 1): which of the pieces between the cuts each span holds."""
+    return (spans[:, :1] <= cuts[:-1]) & (spans[:, 1:] >= cuts[1:])
+
+
+def _union(boxes: np.ndarray, ys: np.ndarray, xs: np.ndarray) -> np.ndarray:
+    """The union of boxes as bools over the pieces between the cuts (rows y, columns x)."""
+    return _holds(boxes[:, [1, 3]], ys).T.astype(float) @ _holds(boxes[:, [0, 2]], xs).astype(float) > 0
+
+
+def _share_inside(tokens: np.ndarray, evidence: np.ndarray) -> np.ndarray:
+    """Share of each token's area inside the union of the evidence boxes, exact; 0 for a NaN box."""
+    ys, xs = _cuts(evidence[:, [1, 3]]), _cuts(evidence[:, [0, 2]])
+    high = _overlap(tokens[:, [1, 3]], np.stack([ys[:-1], ys[1:]], 1))
+    wide = _overlap(tokens[:, [0, 2]], np.stack([xs[:-1], xs[1:]], 1))
+    inside = ((high @ _union(evidence, ys, xs)) * wide).sum(1)
+    area = (tokens[:, 2] - tokens[:, 0]) * (tokens[:, 3] - tokens[:, 1])
+    return np.clip(np.nan_to_num(inside / area, nan=0.0), 0.0, 1.0)
+
+
+def _check_size(size: tuple[int, int]) -> None:
+    if len(size) != 2 or min(size) < 1:
+        raise ValueError(f"expected a size (width, height) of at least 1×1 pixels, found {tuple(size)}")
+
+
+def _check_positions(positions: Tensor) -> None:
+    if positions.ndim != 1:
+        raise ValueError(f"expected positions of shape (token,), found {tuple(positions.shape)}")
+    if len(positions) and (positions[0] < 0 or (positions.diff() <= 0).any()):
+        raise ValueError(f"expected strictly increasing positions ≥ 0, found {positions[:8].tolist()}…:"
+                         " take them in sequence order, each once")
+
+
+def _check_token_boxes(boxes: Tensor, tokens: int, image_size: tuple[int, int]) -> None:
+    if tuple(boxes.shape) != (tokens, 4):
+        raise ValueError(f"expected boxes of shape ({tokens}, 4) for {tokens} positions, found"
+                         f" {tuple(boxes.shape)}: the grid and the prompt count image tokens differently")
+    boxes = boxes[~boxes.isnan().all(1)]
+    limit = torch.tensor([*image_size] * 2) + ROUNDING
+    good = (boxes[:, :2] < boxes[:, 2:]).all(1) & (boxes >= -ROUNDING).all(1) & (boxes <= limit).all(1)
+    if not good.all():
+        bad = boxes[~good]
+        raise ValueError(f"expected token boxes xyxy inside the {image_size[0]}×{image_size[1]} image, or"
+                         f" four NaN, found {len(bad)} others, first {bad[0].tolist()}: clip them, and give a"
+                         " token that sees only padding four NaN")
+
+
+def _check_levels(grid: VisualGrid) -> None:
+    owners, boxes = np.zeros(len(grid), dtype=int), grid.boxes.numpy()
+    for level in grid.levels:
+        tokens = level.tokens
+        if tokens[-1, -1] >= len(grid):
+            raise ValueError(f"{level} ends at token {tokens[-1, -1]}, but the grid has {len(grid)} tokens")
+        owners[tokens] += 1
+        rows, cols = _edges(boxes[tokens])
+        raster = np.stack(np.broadcast_arrays(cols[:, 0], rows[:, :1], cols[:, 1], rows[:, 1:]), -1)
+        raster[np.isnan(raster).any(-1)] = np.nan
+        if not np.allclose(raster, boxes[tokens], rtol=0, atol=ROUNDING, equal_nan=True):
+            raise ValueError(f"the boxes of {level} are no raster: cells of one row must share their y-edges,"
+                             " cells of one column their x-edges (are the tokens in reading order?)")
+    if (owners > 1).any():
+        raise ValueError(f"token {owners.argmax()} belongs to {owners.max()} levels of {grid}")
+    if stray := int((grid.placed.numpy() & (owners == 0)).sum()):
+        raise ValueError(f"{stray} tokens of {grid} have a place but no level: add the level of those cells")
+
+
+def _check_evidence(boxes: Boxes, image_size: tuple[int, int]) -> Float[np.ndarray, "box 4"]:
+    if isinstance(boxes, Tensor):
+        boxes = boxes.detach().cpu().numpy()
+    if len(boxes) == 0:
+        raise ValueError("found no evidence boxes: a sample without them has no labels, leave it out")
+    if any(np.shape(box) != (4,) for box in boxes):
+        raise ValueError(f"expected boxes (n, 4), xyxy, found {boxes!r:.80}: one box is [(x0, y0, x1, y1)]")
+    found = np.asarray(boxes, dtype=np.float64)
+    sides, (width, height) = found[:, 2:] - found[:, :2], image_size
+    outside = (found[:, :2] >= [width, height]).any(1) | (found[:, 2:] <= 0).any(1)
+    shares = (np.abs(found) <= 1).all(1) & (sides < 1).any(1) & (min(width, height) > 1)
+    for wrong, hint in (
+        (~np.isfinite(found).all(1), "four finite numbers"),
+        ((sides <= ROUNDING).any(1), "x0 < x1 and y0 < y1: xyxy, not xywh, and not empty"),
+        (outside, f"a part inside the {width}×{height} image: pixels of the original, not of a resized one"),
+        (shares, "absolute pixels, but it lies inside the first one: multiply shares by the image's size"),
+    ):
+        if wrong.any():
+            first = found[wrong][0].tolist()
+            raise ValueError(f"evidence box {wrong.argmax()}: found {first}, expected {hint}")
+    return found

@@ -1,0 +1,1 @@
+"""Samples × methods: running them, and the plain values that a run leaves behind."""
