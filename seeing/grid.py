@@ -172,8 +172,8 @@ class VisualGrid:
                 least half of its area lies in the union of the boxes; "all" — all of it does; "fraction" —
                 the share of its area in the union.
 
-        Returns: one bool a token, or for "fraction" one float64 in [0, 1]. Tokens without a place: False or
-        0. Overlaps narrower than 1e-6 of a pixel are rounding, and shares are compared with a slack of 1e-6.
+        Returns: a bool each token, or for "fraction" a float64 in [0, 1]; without a place it is False or 0.
+        Overlaps narrower than 1e-6 of a pixel are rounding, and shares are compared with a slack of 1e-6.
         Raises ValueError for an unknown rule, for no boxes, and for boxes that are malformed, not finite,
         empty, inverted or outside the image.
         """
@@ -238,7 +238,7 @@ class VisualGrid:
 
     def _named(self, names: str | Sequence[str] | None) -> tuple[Level, ...]:
         known = {level.name for level in self.levels}
-        wanted = known if names is None else {names} if isinstance(names, str) else set(names)
+        wanted = {names} if isinstance(names, str) else known if names is None else set(names)
         if not wanted or not wanted <= known:
             raise ValueError(f"expected levels among {sorted(known)}, found {sorted(wanted)}")
         return tuple(level for level in self.levels if level.name in wanted)
@@ -317,7 +317,7 @@ def _holds(spans: np.ndarray, cuts: np.ndarray) -> np.ndarray:
 
 
 def _union(boxes: np.ndarray, ys: np.ndarray, xs: np.ndarray) -> np.ndarray:
-    """The union of boxes as bools over the pieces between the cuts (rows y, columns x)."""
+    """The union of boxes as bools over the pieces between the cuts, (y x)."""
     return _holds(boxes[:, [1, 3]], ys).T.astype(float) @ _holds(boxes[:, [0, 2]], xs).astype(float) > 0
 
 
@@ -349,10 +349,9 @@ def _check_token_boxes(boxes: Tensor, tokens: int, image_size: tuple[int, int]) 
         raise ValueError(f"expected boxes of shape ({tokens}, 4) for {tokens} positions, found"
                          f" {tuple(boxes.shape)}: the grid and the prompt count image tokens differently")
     boxes = boxes[~boxes.isnan().all(1)]
-    limit = torch.tensor([*image_size] * 2) + ROUNDING
-    good = (boxes[:, :2] < boxes[:, 2:]).all(1) & (boxes >= -ROUNDING).all(1) & (boxes <= limit).all(1)
-    if not good.all():
-        bad = boxes[~good]
+    low, high = -ROUNDING, torch.tensor([*image_size] * 2) + ROUNDING
+    good = (boxes[:, :2] < boxes[:, 2:]).all(1) & ((boxes >= low) & (boxes <= high)).all(1)
+    if len(bad := boxes[~good]):
         raise ValueError(f"expected token boxes xyxy inside the {image_size[0]}×{image_size[1]} image, or"
                          f" four NaN, found {len(bad)} others, first {bad[0].tolist()}: clip them, and give a"
                          " token that sees only padding four NaN")

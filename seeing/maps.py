@@ -104,7 +104,7 @@ def normalize(canvas: Canvas) -> Canvas:
     return np.where(flat, 0.0, (canvas - low) / np.where(flat, 1.0, high - low))
 
 
-def onto_image(canvas: Canvas, grid: VisualGrid) -> Canvas:
+def onto_image(canvas: Float[np.ndarray, "*batch view_height view_width"], grid: VisualGrid) -> Canvas:
     """A map over the model's picture -> a map over the original image, (height, width) of the original.
 
     Linear between pixel centres; 0 where a pixel's centre lies outside the model's picture (a crop). When the
