@@ -22,7 +22,7 @@ from torch import Tensor
 
 from seeing.attention import AttentionCall
 from seeing.grid import VisualGrid
-from seeing.maps import best_window, denoise, window_tokens
+from seeing.maps import Window, best_window, denoise_tokens, window_tokens
 from seeing.prompt import Prompt
 
 class EmptySelection(ValueError):
@@ -279,10 +279,18 @@ def seen_mask(
     """The best window of each row's first picture, as a mask over the prompt."""
     mask = torch.zeros(len(prompt), prompt.length, dtype=torch.bool)
     for row, grid in _first_grids(prompt):
-        scores = grid.as_grid(rows[row, grid.positions].numpy())
-        found = best_window(denoise(scores) if clean else scores, window)
-        mask[row, grid.positions[torch.as_tensor(window_tokens(grid, found))]] = True
+        found = seen_window(grid, rows[row, grid.positions], window, clean)
+        mask[row, grid.positions[window_tokens(grid, found)]] = True
     return mask
+
+
+def seen_window(
+    grid: VisualGrid, scores: Float[Tensor, "token"], size: tuple[int, int], clean: bool = True
+) -> Window:
+    """The window of tokens with the largest sum of scores, cleaned of spikes; never on padding."""
+    values = scores.double().cpu().numpy()
+    values = denoise_tokens(values, grid) if clean else values
+    return best_window(grid.as_grid(values, unplaced=float("-inf")), size)
 
 
 def _first_grids(prompt: Prompt) -> Iterable[tuple[int, VisualGrid]]:

@@ -1,0 +1,163 @@
+"""The paper's intervention, and its kin: make the evidence count where the model itself saw it.
+
+*Seeing but Not Believing* (Liu et al., ICLR 2026, arXiv 2510.17771) reads the attention of the
+grounding layers in one pass, turns it into a soft map over the picture, dims the rest and asks again
+(`Vea`). The same evidence can be made to count inside the model, by a bias on the last token's
+attention: in the same pass, behind the layers that are read (`BoostInPass`), or when the last token
+alone is run again (`SecondLook`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor
+
+from seeing.edits import Highlight, Positions, ScaleAttention, seen
+from seeing.edits.select import BadEdit, mean_rows, seen_mask
+from seeing.maps import evidence_map
+from seeing.methods.method import (
+    Answers,
+    HeadTable,
+    Method,
+    grids_of,
+    highlight_windows,
+    own_windows,
+    token_maps,
+)
+from seeing.probes.reading import read_rows
+from seeing.prompt import Prompt, Template
+from seeing.vlm import VLM
+
+
+@dataclass(frozen=True)
+class Vea(Method):
+    """Visual evidence augmentation, steps B–E of the paper.
+
+    Evidence score of a token: mean over ``layers`` (L_VG) of the last token's attention, heads
+    averaged. Denoise, smooth with σ = ``sigma`` × the shorter side, min–max, highlight with
+    ``alpha``, ask again with the prompt of ``template``.
+
+    ``boundary`` is how the smoothing continues the map past the picture's edge: "nearest" keeps a
+    peak where it is; "reflect", the authors' choice, piles the map up at the nearest border. ``vea(…,
+    authors=True)`` is theirs in everything.
+    """
+
+    layers: tuple[int, ...]
+    alpha: float = 0.5
+    sigma: float = 0.5
+    denoise: bool = True
+    boundary: str = "nearest"
+    template: Template | None = "vea"
+
+    @property
+    def about(self) -> str:
+        return f"the paper's VEA: smooth map of layers {list(self.layers)}, α = {self.alpha}, {self.boundary}"
+
+    def maps(self, vlm: VLM, prompt: Prompt) -> list:
+        """The evidence map of each row, (height, width) of its original picture, in [0, 1]."""
+        reading = read_rows(vlm, prompt, layers=self.layers)
+        rows = reading.rows[:, :, :, -1].mean((1, 2))
+        return [
+            evidence_map(scores, grid, denoise=self.denoise, sigma=self.sigma, boundary=self.boundary)
+            for grid, scores in zip(grids_of(prompt), token_maps(prompt, rows))
+        ]
+
+    def answer(self, vlm: VLM, prompt: Prompt) -> Answers:
+        maps = self.maps(vlm, prompt)
+        return vlm.with_edits(Highlight(maps, self.alpha)).answer(prompt.with_template(self.template))
+
+
+def vea(layers: Any, *, authors: bool = False, **settings: Any) -> Vea:
+    """`Vea` on ``layers``, or on the layers of a `Profile`; ``authors=True`` is the authors' release."""
+    if authors:
+        settings = {"boundary": "reflect", **settings}
+    return Vea(tuple(getattr(layers, "layers", layers)), **settings)
+
+
+@dataclass(frozen=True)
+class WindowHighlight(Method):
+    """Highlight the model's own region: the best window of the mean map of ``heads``, the rest dimmed."""
+
+    heads: HeadTable
+    alpha: float = 0.5
+    window: tuple[int, int] = (2, 2)
+    about = "dim all but the own region"
+
+    def answer(self, vlm: VLM, prompt: Prompt) -> Answers:
+        windows = own_windows(prompt, own_rows(vlm, prompt, self.heads), self.window)
+        return vlm.with_edits(highlight_windows(prompt, windows, self.alpha)).answer(prompt)
+
+
+@dataclass(frozen=True)
+class BoostInPass(Method):
+    """Read ``heads``, then boost the own region in the layers behind them, all in ONE pass.
+
+    ``layers`` act; each is behind every layer that is read. The boost goes on while tokens are decoded.
+    """
+
+    heads: HeadTable
+    layers: tuple[int, ...]
+    gain: float = 16.0
+    window: tuple[int, int] = (2, 2)
+
+    @property
+    def about(self) -> str:
+        return f"read layers {sorted(self.heads)}, boost the own region in layers {list(self.layers)}, one pass"
+
+    def edit(self) -> ScaleAttention:
+        return ScaleAttention(keys=seen(self.heads, self.window), gain=self.gain, layers=self.layers)
+
+    def answer(self, vlm: VLM, prompt: Prompt) -> Answers:
+        return vlm.with_edits(self.edit()).answer(prompt)
+
+
+@dataclass(frozen=True)
+class SecondLook(Method):
+    """Run the prompt, read everywhere, run the last token again with the own region boosted, decode on.
+
+    The last token's row changes nothing before it, so where no earlier query sees the last token the
+    keys and values of the prompt stay valid: the last token is dropped from the KV cache and run
+    again, boosted. The result is that of a whole second pass, for the price of one decoded token.
+    """
+
+    heads: HeadTable
+    gain: float = 4.0
+    layers: Any = "all"
+    window: tuple[int, int] = (2, 2)
+    about = "run the last token again, own region boosted, on the kept KV cache"
+
+    def boost(self, prompt: Prompt, rows: Float[Tensor, "batch key"]) -> ScaleAttention:
+        """The edit of the second look, on the region that ``rows`` point at."""
+        mask = seen_mask(prompt, rows, self.window, clean=True)
+        return ScaleAttention(keys=Positions.of_mask(mask), gain=self.gain, layers=self.layers)
+
+    def answer(self, vlm: VLM, prompt: Prompt) -> Answers:
+        names = [f"text.{layer}.attn.pattern" for layer in sorted(self.heads)]
+        first = vlm.prefill(prompt, names, queries=[-2, -1])
+        rows = {layer: first.activations[name] for layer, name in zip(sorted(self.heads), names)}
+        _refuse_unless_causal(rows)
+        last = {layer: row[:, :, -1] for layer, row in rows.items()}
+        boost = self.boost(prompt, mean_rows(last, self.heads.items()))
+        first.past_key_values.crop(-1)
+        return vlm.with_edits(boost).answer(prompt, past_key_values=first.past_key_values)
+
+
+def _refuse_unless_causal(rows: dict[int, Float[Tensor, "batch head 2 key"]]) -> None:
+    """A second look is exact only where the token before the last does not see the last."""
+    for layer, row in rows.items():
+        if (row[:, :, 0, -1] != 0).any():
+            raise BadEdit(
+                f"layer {layer} lets an earlier token see the last one (a prefix-bidirectional prompt): an edit of "
+                f"the last row changes earlier keys, and a second look on the kept cache would be wrong"
+            )
+
+
+def own_rows(vlm: VLM, prompt: Prompt, heads: HeadTable) -> Float[Tensor, "batch key"]:
+    """The last token's rows, mean over ``heads``."""
+    layers = sorted(heads)
+    reading = read_rows(vlm, prompt, layers=layers)
+    rows = {layer: reading.rows[:, place, :, -1] for place, layer in enumerate(layers)}
+    return mean_rows(rows, heads.items())

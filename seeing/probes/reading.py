@@ -1,0 +1,69 @@
+"""Reading attention rows over a data set: the one loop that all probes of attention share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from seeing.data.samples import EvidenceSample
+from seeing.prompt import Prompt, Template
+from seeing.vlm import VLM, Queries
+
+#: Told how many samples are done, after each batch.
+Progress = Callable[[int], None]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Rows of one batch: (batch, layer, head, query, key), with the prompt that says what the keys are."""
+
+    prompt: Prompt
+    rows: Float[Tensor, "batch layer head query key"]
+
+
+def read_rows(vlm: VLM, prompt: Prompt, queries: Queries = "last", layers: Iterable[int] | None = None) -> Reading:
+    """The rows of ``queries`` in all text layers (or in ``layers``), one forward pass, any kernel."""
+    layers = range(vlm.cfg.n_layers) if layers is None else layers
+    names = [f"text.{layer}.attn.pattern" for layer in layers]
+    cache = vlm.cache(prompt, names, queries)
+    return Reading(prompt, torch.stack([cache[name].cpu() for name in names], dim=1))
+
+
+def read_samples(
+    vlm: VLM,
+    samples: Iterable[EvidenceSample],
+    *,
+    template: Template | None = None,
+    batch_size: int = 32,
+    progress: Progress | None = None,
+) -> Iterator[tuple[list[EvidenceSample], Reading]]:
+    """Each batch of samples with the rows of its last prompt tokens. Memory holds one batch at a time."""
+    done = 0
+    for batch in batched(samples, batch_size):
+        yield batch, read_rows(vlm, vlm.prompts(batch, template=template))
+        done += len(batch)
+        if progress is not None:
+            progress(done)
+
+
+def batched(samples: Iterable, size: int) -> Iterator[list]:
+    """Lists of ``size`` consecutive samples; the last one may be shorter."""
+    if size < 1:
+        raise ValueError(f"a batch holds at least one sample, got batch_size={size}")
+    samples = iter(samples)
+    while batch := list(islice(samples, size)):
+        yield batch
+
+
+def checked(samples: Iterable[EvidenceSample] | EvidenceSample) -> Sequence[EvidenceSample] | Iterable:
+    """``samples`` as an iterable of samples; one sample stands for a list of one."""
+    if isinstance(samples, EvidenceSample):
+        return [samples]
+    if isinstance(samples, (str, bytes)) or not isinstance(samples, Iterable):
+        raise TypeError(f"a probe takes EvidenceSamples, got {type(samples).__name__}")
+    return samples
