@@ -71,7 +71,7 @@ def add_curve(
 def band(
     low: Float[np.ndarray, " layer"], high: Float[np.ndarray, " layer"]
 ) -> tuple[Float[np.ndarray, " point"], Float[np.ndarray, " point"]]:
-    """The outline of the band: each run of finite layers along `low` and back along `high`, NaN between runs."""
+    """The outline of the band: each run of finite layers, along `low` and back along `high`; NaN between."""
     finite = np.isfinite(low) & np.isfinite(high)
     xs: list[float] = []
     ys: list[float] = []

@@ -165,7 +165,7 @@ def escape(text: str) -> str:
     """Text that plotly draws letter by letter.
 
     Plotly reads `<b>`, `<a href>` and entities as markup, `%{…}` as a template and `$…$` as TeX, in titles,
-    labels, names and hover boxes. Text from a model or a data set passes through here before it enters a figure.
+    labels, names and hover boxes. Text of a model or a data set passes through here into a figure.
     """
     for found, shown in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;"), ("$", "&#36;"), ("%{", "%&#123;")):
         text = text.replace(found, shown)

@@ -113,7 +113,7 @@ def clean(text: str) -> str:
 
 def _card(item: GalleryItem, number: int, result: DemoResult) -> Card:
     width, height = item.image.size
-    maps = {"evidence map": item.heat, **item.maps}
+    maps = {"where it looked": item.heat, **item.maps}
     return Card(
         number=number,
         sample=clean(item.sample),

@@ -55,7 +55,7 @@ def _changed(result: DemoResult) -> str:
 
 
 def _verdict(rows: int, up: int, down: int) -> str:
-    """How many of the methods raise accuracy and how many lower it: the main clause of the second sentence."""
+    """How many of the methods raise accuracy and how many lower it: the second sentence's main clause."""
     region = "the region the model looked at"
     if rows == 1:
         verb = "raises" if up else "lowers" if down else "doesn't measurably change"
@@ -104,14 +104,14 @@ def rule_verdict(rule: Rule, row: MethodRow) -> str:
     side, word = ("more", "a gain") if rule.predicts_gain else ("not more", "no gain")
     gain, loss = (points(value).lstrip("+") for value in (rule.gain, rule.loss))
     return (
-        f"{gain} points is {side} than {loss} points, so the rule expects {word}; {rule.method} in fact changed "
-        f"accuracy by {points(row.delta)} points ({points_interval(row.delta_low, row.delta_high)}), "
+        f"{gain} points is {side} than {loss} points, so the rule expects {word}; {rule.method} in fact "
+        f"changed accuracy by {points(row.delta)} points ({points_interval(row.delta_low, row.delta_high)}), "
         "the two cells that the rule leaves out included."
     )
 
 
 def quadrants(result: DemoResult) -> dict[str, float]:
-    """P(seen or not & right or wrong) of the base: the four shares sum to 1 (clipped at 0 against rounding)."""
+    """P(seen or not & right or wrong) of the base: the four shares sum to 1 (none below 0)."""
     right, rule = result.base.accuracy, result.rule
     return {
         "seen right": max(0.0, right - rule.unseen_right),

@@ -190,7 +190,7 @@ def _heads(result: DemoResult) -> Plot:
     )
     columns = ("head", *(f"layer {layer}" for layer in range(len(values))))
     rows = tuple(
-        (str(head), *(f"{value:.3f}" for value in values[:, head])) for head in range(values.shape[1])
+        (str(head), *(spell.value(value) for value in values[:, head])) for head in range(values.shape[1])
     )
     return _plot("heads", fig, "Evidence AUROC of each attention head.", columns, rows)
 
@@ -208,7 +208,7 @@ def _numbers(
 ) -> tuple[tuple[str, ...], tuple[tuple[str, ...], ...]]:
     """The curves as a table: a row a layer, a column a curve."""
     rows = (
-        (str(layer), *(f"{c.mean[layer]:.3f} ({c.low[layer]:.3f}–{c.high[layer]:.3f})" for c in curves))
+        (str(layer), *(spell.value_interval(c.mean[layer], c.low[layer], c.high[layer]) for c in curves))
         for layer in range(len(curves[0].mean))
     )
     return ("layer", *names), tuple(rows)
@@ -217,7 +217,7 @@ def _numbers(
 def _plot(
     id: str, fig: go.Figure, words: str, columns: tuple[str, ...] = (), rows: tuple[tuple[str, ...], ...] = ()
 ) -> Plot:
-    """A figure made fit for the page: without its template, of which the page holds one a scheme, and escaped."""
+    """A figure made fit for the page: escaped, and without its template, which the page holds once."""
     fig.layout.template = None
     fig.update_layout(dragmode=False)
     return Plot(id, words, Markup(inline_json(fig.to_json())), columns, rows)

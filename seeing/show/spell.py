@@ -18,6 +18,17 @@ def interval(low: float, high: float, digits: int = 1) -> str:
     return f"{100 * low:.{digits}f}–{100 * high:.{digits}f}{THIN}%"
 
 
+def value(number: float) -> str:
+    """A plain number as "0.942"; NaN as a dash."""
+    return "–" if math.isnan(number) else f"{number:.3f}"
+
+
+def value_interval(mean: float, low: float, high: float) -> str:
+    """A number with its interval as "0.942 (0.931–0.953)"; without one where that is NaN."""
+    known = not (math.isnan(low) or math.isnan(high))
+    return f"{value(mean)} ({value(low)}–{value(high)})" if known else value(mean)
+
+
 def points(delta: float) -> str:
     """A difference of fractions as "+8.3", in percentage points, with a true minus sign."""
     rounded = f"{100 * delta:+.1f}"

@@ -1,7 +1,7 @@
 """What a demo run found, as plain frozen values: written by the runner, read by the report.
 
-They stand between the two so that a report can be made, tested and made again without a model. The parts check
-themselves (see `rows`); here they are checked against each other.
+They stand between the two so that a report can be made, tested and made again without a model. The parts
+check themselves (see `rows`); here they are checked against each other.
 """
 
 from collections.abc import Mapping
@@ -31,10 +31,10 @@ class GalleryItem:
         answers: method → answer.
         correct: method → whether that answer counts as right.
         boxes: the annotated evidence.
-        heat: the evidence map, 0..1, over the whole image; any grid, of tokens or of pixels.
+        heat: where the model looked, 0..1, over the whole image; any grid, of tokens or of pixels.
         region: the model's own region, or None.
         seen: whether that region lies on the evidence.
-        maps: further maps by name, for example "nearest" and "reflect".
+        maps: further maps by name, for example "vea, nearest" and "vea, reflect".
     """
 
     sample: str
@@ -56,10 +56,10 @@ class GalleryItem:
                 f"{self.sample}, expected the same methods; mark each answer"
             )
         for name, one in {"heat": self.heat, **self.maps}.items():
-            if one.size == 0 or not (np.nanmin(one) >= -1e-6 and np.nanmax(one) <= 1 + 1e-6):
+            if one.size == 0 or not (one.min() >= -1e-6 and one.max() <= 1 + 1e-6):
                 raise ValueError(
-                    f"found values outside 0..1, or none, in the map {name!r} of sample {self.sample}; "
-                    "scale it to 0..1 (min–max)"
+                    f"found a map {name!r} of sample {self.sample} that is empty or leaves 0..1, expected "
+                    "values within 0..1; scale it (min–max)"
                 )
 
 
@@ -142,7 +142,8 @@ class DemoResult:
     def depth(self, metric: str, segments: tuple[str, ...]) -> tuple[DepthCurve, ...]:
         """The curves of a metric for some segments, in their order.
 
-        Those of correct and wrong answers where both are there, else those of all; a group without a sample has no curve to show.
+        Those of correct and wrong answers where both are there, else those of all; a group without a sample
+        has no curve to show.
         """
         found = tuple(
             c for s in segments for c in self.curves if c.metric == metric and c.segment == s and c.n
@@ -154,8 +155,8 @@ class DemoResult:
     def _check_table(self) -> None:
         if not self.table or [row.is_base for row in self.table] != [True] + [False] * (len(self.table) - 1):
             raise ValueError(
-                f"found base rows at {[i for i, row in enumerate(self.table) if row.is_base]}, expected the first "
-                "row and no other; put the base first and give the others their numbers against it"
+                f"found base rows at {[i for i, row in enumerate(self.table) if row.is_base]}, expected the "
+                "first row and no other; put the base first and give the others their numbers against it"
             )
         if len(set(self.methods)) != len(self.table):
             raise ValueError(
@@ -166,7 +167,16 @@ class DemoResult:
                 f"found rows of {[row.n for row in self.table]} samples, expected {self.n} in each; "
                 "answer the same samples by each method"
             )
-        self.row(self.rule.method)
+        for row in self.table[1:]:
+            if abs(row.delta - (row.accuracy - self.base.accuracy)) > 1e-6:
+                raise ValueError(
+                    f"found delta {row.delta} for {row.method}, expected "
+                    f"{row.accuracy - self.base.accuracy} from the accuracies; mark both on the same samples"
+                )
+        if self.row(self.rule.method).is_base:
+            raise ValueError(
+                f"found a rule of {self.rule.method!r}, the base; expected a method that emphasises"
+            )
 
     def _check_layers(self) -> None:
         layers, heads = self.auroc_heads.shape
@@ -195,24 +205,24 @@ class DemoResult:
         counted = self.wrong_seen.value * wrong / self.n if wrong else 0.0
         if abs(counted - self.rule.seen_wrong) > 1e-6:
             raise ValueError(
-                f"found P(region right & answer wrong) = {self.rule.seen_wrong}, expected {counted} from the share "
-                "of wrong answers that saw the evidence; use one region for both"
+                f"found P(region right & answer wrong) = {self.rule.seen_wrong}, expected {counted} from the "
+                "share of wrong answers that saw the evidence; use one region for both"
             )
         if self.rule.unseen_right > self.base.accuracy + 1e-6:
             raise ValueError(
-                f"found P(region wrong & answer right) = {self.rule.unseen_right}, expected at most the base's "
-                f"accuracy of {self.base.accuracy}; count the base's right answers"
+                f"found P(region wrong & answer right) = {self.rule.unseen_right}, expected at most the "
+                f"base's accuracy of {self.base.accuracy}; count the base's right answers"
             )
 
     def _check_item(self, item: GalleryItem) -> None:
         answered, first = item.answers.keys(), self.gallery[0].answers.keys()
         if answered != first or not answered <= set(self.methods):
             raise ValueError(
-                f"found answers of {sorted(answered)} for sample {item.sample}, expected {sorted(first)} as for the "
-                f"first item, all of them rows of the table {list(self.methods)}; use one set of methods"
+                f"found answers of {sorted(answered)} for sample {item.sample}, expected {sorted(first)} as "
+                f"for the first item, all rows of the table {list(self.methods)}; use one set of methods"
             )
         if not {self.base.method, self.rule.method} <= answered:
             raise ValueError(
-                f"found no answer of {self.base.method!r} or {self.rule.method!r} for sample {item.sample}, expected "
-                "both; the gallery compares these two first"
+                f"found no answer of {self.base.method!r} or {self.rule.method!r} for sample {item.sample}, "
+                "expected both; the gallery compares these two first"
             )
