@@ -183,13 +183,13 @@ def _show(result) -> None:
     """The table, to the terminal."""
     table = Table(title=f"{result.model} on {result.n} {result.split} samples (seed {result.seed})")
     for name in ("method", "accuracy", "95 % interval", "against base", "fixed", "broken", "McNemar p"):
-        table.add_column(name, justify="left" if name == "method" else "right")
+        table.add_column(name, justify="left" if name == "method" else "right", no_wrap=True)
     for row in result.table:
         against = ["", "", "", ""]
         if not row.is_base:
             against = [f"{row.delta:+.1%}", str(row.fixed), str(row.broken), f"{row.p:.2g}"]
         table.add_row(row.method, f"{row.accuracy:.1%}", f"{row.low:.1%} – {row.high:.1%}", *against)
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else 120)
     console.print(table)
     everything = next(c for c in result.curves if c.metric == "auroc" and c.group == "all")
     auroc = " ".join(f"{one:.2f}" for one in everything.mean)

@@ -272,17 +272,22 @@ class VLM(TransformersModel):
 
     # -- answering -------------------------------------------------------------------------------
 
-    def answer(self, prompt: Prompt, max_new_tokens: int = 50, **kwargs: Any) -> Answer | list[Answer]:
-        """Greedy decoding, at most ``max_new_tokens`` (the paper's 50): one answer, or one a row of a batch.
+    def answer(
+        self, prompt: Prompt, max_new_tokens: int | None = None, **kwargs: Any
+    ) -> Answer | list[Answer]:
+        """Greedy decoding: one answer, or one a row of a batch.
 
-        Keyword arguments go to the model's ``generate``; ``past_key_values`` goes on from a kept KV
-        cache, without looking at the picture again.
+        At most ``max_new_tokens`` are decoded: by default as many as the checkpoint's own generation
+        config says, or else the paper's 50. Keyword arguments go to the model's
+        ``generate``; ``past_key_values`` goes on from a kept KV cache, without looking at the picture
+        again.
         """
+        own = getattr(self._module.generation_config, "max_new_tokens", None)
         with torch.no_grad():
             out = self.interleave(
                 self._decode,
                 prompt,
-                max_new_tokens=max_new_tokens,
+                max_new_tokens=max_new_tokens or own or 50,
                 do_sample=False,
                 return_dict_in_generate=True,
                 output_logits=True,
