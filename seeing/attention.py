@@ -142,7 +142,8 @@ class AttentionCall:
         expected = (self.q.shape[0], self.q.shape[1], n_rows, self.n_keys)
         if tuple(pattern.shape) != expected:
             raise ValueError(
-                f"pattern is {tuple(pattern.shape)}, the rows to write are {expected} (batch, head, query, key)"
+                f"pattern is {tuple(pattern.shape)}, the rows to write are {expected}: "
+                f"(batch, head, query, key)"
             )
         z = self.z(pattern).to(output.dtype)
         if rows is None:

@@ -197,7 +197,8 @@ def _show(result) -> None:
     if result.wrong_seen.n:
         share = result.wrong_seen
         console.print(
-            f"of {share.n} wrong answers, {share.value:.0%} ({share.low:.0%} – {share.high:.0%}) had looked at the evidence"
+            f"of {share.n} wrong answers, {share.value:.0%} ({share.low:.0%} – {share.high:.0%}) "
+            f"had looked at the evidence"
         )
     for note in result.notes:
         console.print(f"[dim]{note}[/dim]")

@@ -46,7 +46,9 @@ def load(x: str | PathLike | tuple[nn.Module, Any], check: bool = True, **kwargs
 def _open(x: Any, kwargs: dict[str, Any]) -> tuple[nn.Module, Any]:
     if isinstance(x, tuple):
         if len(x) != 2 or not isinstance(x[0], nn.Module):
-            raise CannotLoad(f"a pair is (model, processor), got ({', '.join(type(one).__name__ for one in x)})")
+            raise CannotLoad(
+                f"a pair is (model, processor), got ({', '.join(type(one).__name__ for one in x)})"
+            )
         if kwargs:
             raise CannotLoad(f"a model that is loaded already takes no {', '.join(kwargs)}")
         return x
@@ -69,7 +71,7 @@ def _open(x: Any, kwargs: dict[str, Any]) -> tuple[nn.Module, Any]:
     except (OSError, ValueError, ImportError) as error:
         reason = str(error).strip().split("\n")[0]
         raise CannotLoad(
-            f"can't load {where!r}: {reason} (the embedded models are {', '.join(ZOO)}; otherwise give a folder "
-            f"that save_pretrained wrote, or a hub id)"
+            f"can't load {where!r}: {reason} (the embedded models are {', '.join(ZOO)}; otherwise give a "
+            f"folder that save_pretrained wrote, or a hub id)"
         ) from error
     return model, processor

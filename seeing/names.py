@@ -172,7 +172,9 @@ def _unknown(text: str, existing: Sequence[str] | None = None) -> str:
         existing = [*_OUTSIDE, *(f"{stack}.0.{site}" for stack in _STACKS for site in LAYER_SITES)]
     found = _NAME.fullmatch(text)
     if found:
-        same_site = [n for n in existing if n.startswith(f"{found['stack']}.") and n.endswith(f".{found['site']}")]
+        same_site = [
+            n for n in existing if n.startswith(f"{found['stack']}.") and n.endswith(f".{found['site']}")
+        ]
         if same_site:
             layers = sorted(Name.parse(name).layer for name in same_site)
             return (

@@ -25,13 +25,16 @@ from seeing.data.samples import EvidenceSample
 from seeing.families import Family, FamilyContractError
 from seeing.grid import Box, VisualGrid
 
-_UNANSWERABLE = "If the image does not contain any relevant evidence, output “I cannot answer based on the given image.”"
+_UNANSWERABLE = (
+    "If the image does not contain any relevant evidence, output “I cannot answer based on the given image.”"
+)
 _DIRECT = "Directly answer the question based on the image, no explanation is needed. " + _UNANSWERABLE
 
 #: The prompts of Liu et al. 2026. A model whose config carries ``seeing_templates`` names its own.
 PAPER_TEMPLATES: Mapping[str, str] = {
     "qa": _DIRECT + " Question: {question}",
-    "vea": _DIRECT + " Only use words from the picture, especially those in the highlighted region, to answer "
+    "vea": _DIRECT
+    + " Only use words from the picture, especially those in the highlighted region, to answer "
     "the question. Question: {question}",
 }
 
@@ -87,8 +90,8 @@ class Turn:
             pattern = templates.get(template, template)
             if "{question}" not in pattern:
                 raise BadPrompt(
-                    f"template {template!r} is neither one of {', '.join(map(repr, templates))} nor a string with "
-                    f"{{question}} in it"
+                    f"template {template!r} is neither one of {', '.join(map(repr, templates))} nor a string "
+                    f"with {{question}} in it"
                 )
             text = pattern.replace("{question}", self.question)
         if self.question not in text:
@@ -97,7 +100,7 @@ class Turn:
 
 
 class Spans(Mapping[str, Tensor]):
-    """Which positions of the sequence hold what: ``image``, ``image:0`` …, ``question``, ``template``, ``text``.
+    """Which positions hold what: ``image``, ``image:0`` …, ``question``, ``template``, ``text``.
 
     ``spans[name]`` is (batch, n) positions in order, one row an item, filled with −1 where rows hold
     different numbers; ``spans.mask(name)`` is the same as (batch, pos) booleans. ``text`` is question
@@ -194,8 +197,9 @@ class Prompt:
             labels = grid.labels(turn.boxes, rule=rule)
             if not labels.any():
                 raise BadPrompt(
-                    f"row {row} of the prompt ({turn.question!r}): no image token sees the evidence {turn.boxes}; "
-                    f"the model saw {grid.view.box} of a {grid.image_size[0]}×{grid.image_size[1]} image"
+                    f"row {row} of the prompt ({turn.question!r}): no image token sees the evidence "
+                    f"{turn.boxes}; the model saw {grid.view.box} of a "
+                    f"{grid.image_size[0]}×{grid.image_size[1]} image"
                 )
             mask[row, grid.positions[labels]] = True
         return mask
@@ -266,7 +270,9 @@ def _label(family, model, processor, turns, texts, inputs, image_id, special):
         shift = ids.shape[1] - len(row_ids)
         images = _images(family, model, processor, turn, row_ids, image_id)
         runs = [len(positions) for positions in images]
-        masks["question"][row, _question(processor, turn, text, row_ids, image_id, runs, special) + shift] = True
+        masks["question"][row, _question(processor, turn, text, row_ids, image_id, runs, special) + shift] = (
+            True
+        )
         for number, positions in enumerate(images):
             grid = family.grid(model, processor, turn.images[number].size, positions).shifted(shift)
             grids.append(grid)
@@ -278,21 +284,21 @@ def _label(family, model, processor, turns, texts, inputs, image_id, special):
     return Spans(masks), tuple(grids), tuple(grid_rows)
 
 
-def _images(family, model, processor, turn, row_ids, image_id) -> list[Int[Tensor, "token"]]:
+def _images(family, model, processor, turn, row_ids, image_id) -> list[Int[Tensor, token]]:
     """The positions of each picture's tokens in an unpadded row."""
     positions = (row_ids == image_id).nonzero()[:, 0]
     counts = [family.n_tokens(model, processor, image.size) for image in turn.images]
     if sum(counts) != len(positions):
         sizes = ", ".join(f"{width}×{height}" for width, height in (image.size for image in turn.images))
         raise FamilyContractError(
-            f"{family.name}: {len(turn.images)} image(s) of {sizes} gave {len(positions)} image tokens in input_ids, "
-            f"the family's geometry gives {sum(counts)}. The processor and the vision config disagree (patch size, "
-            f"image size, vision_feature_select_strategy)"
+            f"{family.name}: {len(turn.images)} image(s) of {sizes} gave {len(positions)} image tokens in "
+            f"input_ids, the family's geometry gives {sum(counts)}. The processor and the vision config "
+            f"disagree (patch size, image size, vision_feature_select_strategy)"
         )
     return list(positions.split(counts))
 
 
-def _question(processor, turn, text, row_ids, image_id, runs, special) -> Int[Tensor, "token"]:
+def _question(processor, turn, text, row_ids, image_id, runs, special) -> Int[Tensor, token]:
     """The positions of the question's tokens in an unpadded row.
 
     The text before expansion is tokenized with its character offsets; a placeholder there is a run
@@ -307,7 +313,9 @@ def _question(processor, turn, text, row_ids, image_id, runs, special) -> Int[Te
     found, place, runs = [], 0, iter(runs)
     for token, (a, b) in zip(short["input_ids"], short["offset_mapping"]):
         if place >= len(row_ids) or token != int(row_ids[place]):
-            raise BadPrompt(f"the processor changed the text around {text[a:b]!r}; can't tell which token is what")
+            raise BadPrompt(
+                f"the processor changed the text around {text[a:b]!r}; can't tell which token is what"
+            )
         if a < end and b > start and a < b:
             found.append(place)
         place += next(runs) if token == image_id else 1
@@ -319,7 +327,9 @@ def _known_words(tokenizer: Any, text: str, short: Mapping[str, Any]) -> None:
     unknown = tokenizer.unk_token_id
     if unknown is None:
         return
-    words = [text[a:b] for token, (a, b) in zip(short["input_ids"], short["offset_mapping"]) if token == unknown]
+    words = [
+        text[a:b] for token, (a, b) in zip(short["input_ids"], short["offset_mapping"]) if token == unknown
+    ]
     if words and tokenizer.unk_token not in words:
         size = len(tokenizer)
         known = f"; it knows: {', '.join(sorted(tokenizer.get_vocab()))}" if size < 100 else ""

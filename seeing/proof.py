@@ -89,9 +89,13 @@ class Proof:
             if parsed.site != "resid_mid":
                 continue
             part = {site: values[f"{parsed.stack}.{parsed.layer}.{site}"] for site in _STREAM}
-            self._equal(name, part["resid_pre"] + part["attn_out"], part["resid_mid"], "resid_pre + attn_out is")
+            self._equal(
+                name, part["resid_pre"] + part["attn_out"], part["resid_mid"], "resid_pre + attn_out is"
+            )
             post = name.replace("resid_mid", "resid_post")
-            self._equal(post, part["resid_mid"] + part["mlp_out"], part["resid_post"], "resid_mid + mlp_out is")
+            self._equal(
+                post, part["resid_mid"] + part["mlp_out"], part["resid_post"], "resid_mid + mlp_out is"
+            )
             total = part["attn.result"].sum(2)
             site = self.vlm.sites[name.replace("resid_mid", "attn.result")]
             if isinstance(site, Result) and site.out.bias is not None:
@@ -114,18 +118,26 @@ class Proof:
     def _writes(self, bare: Float[Tensor, "batch pos vocab"]) -> None:
         layer = self.vlm.cfg.n_layers // 2
         logits = self._traced(lambda view: setattr(view.attn, "pattern", view.attn.pattern.clone()), layer)
-        self._equal(f"text.{layer}.attn.pattern", logits, bare, "after an identity write the logits are", scale=10)
+        self._equal(
+            f"text.{layer}.attn.pattern", logits, bare, "after an identity write the logits are", scale=10
+        )
         cut = self.vlm.with_edits(Knockout(keys="image", layers=layer))
         logits = cut.cache(self.prompt, "logits")["logits"]
         if torch.equal(logits[:, -1], bare[:, -1]):
             self._fail(
-                f"text.{layer}.attn.pattern", "unmoved logits", "logits that move when the last row loses the image"
+                f"text.{layer}.attn.pattern",
+                "unmoved logits",
+                "logits that move when the last row loses the image",
             )
         if self._is_causal(layer):
-            self._equal("logits", logits[:, :-1], bare[:, :-1], "before an edited last row the logits are", exact=True)
+            self._equal(
+                "logits", logits[:, :-1], bare[:, :-1], "before an edited last row the logits are", exact=True
+            )
         logits = self._traced(lambda view: setattr(view, "resid_mid", -view.resid_mid), layer)
         if torch.equal(logits, bare):
-            self._fail(f"text.{layer}.resid_mid", "unmoved logits", "logits that move when resid_mid is negated")
+            self._fail(
+                f"text.{layer}.resid_mid", "unmoved logits", "logits that move when resid_mid is negated"
+            )
 
     def _is_causal(self, layer: int) -> bool:
         scores = self.vlm.cache(self.prompt, f"text.{layer}.attn.scores", queries=[0])
@@ -150,8 +162,8 @@ class Proof:
 
     def _fail(self, site: str, found: str, expected: str) -> None:
         raise FamilyContractError(
-            f"family {self.vlm.cfg.family!r} does not fit this {type(self.vlm._module).__name__}: at {site!r} "
-            f"found {found}, expected {expected}"
+            f"family {self.vlm.cfg.family!r} does not fit this {type(self.vlm._module).__name__}: "
+            f"at {site!r} found {found}, expected {expected}"
         )
 
 

@@ -175,7 +175,11 @@ class Derived(Site):
     def bound(self) -> Tensor:
         mediator = Mediator.current(self.name)
         waiting = mediator.transform
-        if isinstance(waiting, WriteBack) and waiting.key == (self.name, self.source, mediator.wanted(self.source)):
+        if isinstance(waiting, WriteBack) and waiting.key == (
+            self.name,
+            self.source,
+            mediator.wanted(self.source),
+        ):
             return waiting.view
         served = Mediator.value(self.source)
         view = self.derive(served)

@@ -84,8 +84,8 @@ class Answer(str):
         logprob: their sum.
     """
 
-    ids: Int[Tensor, "token"]
-    token_logprobs: Float[Tensor, "token"]
+    ids: Int[Tensor, token]
+    token_logprobs: Float[Tensor, token]
 
     @classmethod
     def of(cls, text: str, ids: Tensor, token_logprobs: Tensor) -> Answer:
@@ -116,8 +116,8 @@ class Prefill:
 class VLM(TransformersModel):
     """A vision-language model under one vocabulary. Made by `seeing.load`.
 
-    ``vlm.trace(prompt)`` is nnsight's trace; in it ``vlm.text[3].attn.pattern``, ``vlm.vision[0].resid_post``,
-    ``vlm.projector.out`` and ``vlm.logits`` read and write by name.
+    ``vlm.trace(prompt)`` is nnsight's trace; in it ``vlm.text[3].attn.pattern``,
+    ``vlm.vision[0].resid_post``, ``vlm.projector.out`` and ``vlm.logits`` read and write by name.
     """
 
     def __init__(self, model: nn.Module, processor: Any, family: Family):
@@ -221,10 +221,9 @@ class VLM(TransformersModel):
         wanted = expand(names, self.names())
         rows = self.rows(prompt, queries)
         values: dict[str, Tensor] = {}
-        with torch.set_grad_enabled(grad):
-            with self.trace(prompt) as tracer:
-                self._read(values, wanted, rows, device, dtype)
-                tracer.stop()
+        with torch.set_grad_enabled(grad), self.trace(prompt) as tracer:
+            self._read(values, wanted, rows, device, dtype)
+            tracer.stop()
         return values
 
     def prefill(self, prompt: Prompt, names: str | Iterable[str], queries: Queries = "last") -> Prefill:
@@ -232,10 +231,9 @@ class VLM(TransformersModel):
         wanted = expand(names, self.names())
         rows = self.rows(prompt, queries)
         values: dict[str, Any] = {}
-        with torch.no_grad():
-            with self.trace(prompt, use_cache=True, logits_to_keep=1) as tracer:
-                self._read(values, wanted, rows, None, None)
-                values["result"] = tracer.result
+        with torch.no_grad(), self.trace(prompt, use_cache=True, logits_to_keep=1) as tracer:
+            self._read(values, wanted, rows, None, None)
+            values["result"] = tracer.result
         result = values.pop("result")
         return Prefill(values, result.past_key_values, result.logits[:, -1])
 
@@ -246,7 +244,7 @@ class VLM(TransformersModel):
             # A copy: what is served is live, and a later edit or in-place sum would change it.
             values[name] = torch.empty(0) if value is None else value.to(device=device, dtype=dtype).clone()
 
-    def rows(self, prompt: Prompt, queries: Queries) -> Int[Tensor, "rows"] | Int[Tensor, "batch rows"] | None:
+    def rows(self, prompt: Prompt, queries: Queries) -> Int[Tensor, rows] | Int[Tensor, "batch rows"] | None:
         """``queries`` as positions: None for all, one set for the batch, or one an item."""
         if isinstance(queries, str):
             if queries == "all":
@@ -264,7 +262,9 @@ class VLM(TransformersModel):
         else:
             positions = torch.as_tensor(queries, dtype=torch.long).reshape(-1)
             if len(positions) and not (-prompt.length <= positions.min() and positions.max() < prompt.length):
-                raise IndexError(f"queries {positions.tolist()} reach outside a prompt of {prompt.length} tokens")
+                raise IndexError(
+                    f"queries {positions.tolist()} reach outside a prompt of {prompt.length} tokens"
+                )
             positions = positions % prompt.length
         if positions.numel() == 0:
             raise ValueError(f"queries {queries!r} selects no position of a prompt of {prompt.length} tokens")

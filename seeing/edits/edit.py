@@ -89,7 +89,7 @@ class SiteEdit(Edit):
     site: str
 
     @abstractmethod
-    def value(self, value: Float[Tensor, "..."], at: Moment) -> Tensor:
+    def value(self, value: Float[Tensor, ...], at: Moment) -> Tensor:
         """The edited activation."""
 
 
@@ -164,8 +164,9 @@ class KernelVisit:
         """(rows, pattern) of every row that some edit selects, or None when none does here."""
         if call.first_query + call.n_queries != at.n_seen:
             raise BadEdit(
-                f"step {at.step} attends to {call.n_keys} keys, the prompt and the decoded tokens are {at.n_seen}; "
-                f"a static KV cache, or a prompt that is not the one that runs, can't be edited by position"
+                f"step {at.step} attends to {call.n_keys} keys, the prompt and the decoded tokens are "
+                f"{at.n_seen}; a static KV cache, or a prompt that is not the one that runs, can't be "
+                f"edited by position"
             )
         queries = [at.mask(edit.queries)[:, call.first_query :] for edit in edits]
         if not queries or not (union := torch.stack(queries).any(0)).any():
@@ -255,7 +256,9 @@ class Program:
     def _moment(self, vlm: VLM, step: int, readings: dict) -> Moment:
         prompt = vlm.running
         if prompt is None:
-            raise BadEdit("edits are resolved against a Prompt: run the edited model on vlm.prompt(image, question)")
+            raise BadEdit(
+                "edits are resolved against a Prompt: run the edited model on vlm.prompt(image, question)"
+            )
         return Moment(prompt, step, prompt.length, len(prompt), vlm.device, readings)
 
 

@@ -90,4 +90,6 @@ def _check_heads(table: HeadTable, vlm: VLM) -> None:
         layers_of(layer, vlm.cfg.n_layers)
         for head in some:
             if not isinstance(head, int) or not 0 <= head < vlm.cfg.n_heads:
-                raise BadEdit(f"no head {head!r} in layer {layer}: the text stack has heads 0-{vlm.cfg.n_heads - 1}")
+                raise BadEdit(
+                    f"no head {head!r} in layer {layer}: the text stack has heads 0-{vlm.cfg.n_heads - 1}"
+                )

@@ -26,7 +26,7 @@ class Steer(SiteEdit):
     """
 
     site: str
-    vector: Float[Tensor, "d"]
+    vector: Float[Tensor, d]
     strength: float = 1.0
     positions: Selector | str | int | Sequence | Tensor = "last"
     when: str = "both"
@@ -47,14 +47,18 @@ class Steer(SiteEdit):
         name = Name.parse(site)
         if name.site in ROW_SITES:
             raise BadEdit(f"{site!r} holds rows of attention; Bias, ScaleAttention and Knockout edit those")
-        if name.stack != "text" and not site.startswith(("text.", "logits")) and repr(self.positions) != "'all'":
+        if (
+            name.stack != "text"
+            and not site.startswith(("text.", "logits"))
+            and repr(self.positions) != "'all'"
+        ):
             raise BadEdit(f"{site!r} has no positions of the sequence; steer it with positions='all'")
         width = {"text": vlm.cfg.d_model, "vision": vlm.cfg.vision.d_model}.get(name.stack)
         if name.site.startswith("resid") and len(self.vector) != width:
             raise BadEdit(f"{site!r} is {width} wide, the steering vector has {len(self.vector)} numbers")
         return Steer(site, self.vector, self.strength, self.positions, self.when)
 
-    def value(self, value: Float[Tensor, "..."], at: Moment) -> Tensor:
+    def value(self, value: Float[Tensor, ...], at: Moment) -> Tensor:
         if value.shape[-1] != len(self.vector):
             raise BadEdit(
                 f"{self.site!r} is {value.shape[-1]} wide, the steering vector has {len(self.vector)} numbers"

@@ -25,6 +25,7 @@ from seeing.grid import VisualGrid
 from seeing.maps import Window, best_window, denoise_tokens, window_tokens
 from seeing.prompt import Prompt
 
+
 class EmptySelection(ValueError):
     """A selector that selects nothing in the prompt at hand."""
 
@@ -126,7 +127,10 @@ class Span(Selector):
 
 @dataclass(frozen=True)
 class Positions(Selector):
-    """Positions by number, the same for every row or one tuple a row; negative ones count from the end of the prompt."""
+    """Positions by number, the same for every row or one tuple a row.
+
+    Negative ones count from the end of the prompt.
+    """
 
     rows: tuple[tuple[int, ...], ...]
 
@@ -152,7 +156,7 @@ class Positions(Selector):
 
 @dataclass(frozen=True)
 class Boxes(Selector):
-    """The image tokens that overlap boxes, xyxy pixels of the original image, in every row's first picture."""
+    """The tokens of every row's first picture that overlap boxes, xyxy pixels of the original image."""
 
     boxes: tuple[tuple[float, ...], ...]
 
@@ -252,7 +256,7 @@ def seen(
     heads: Mapping[int, Sequence[int]] | Iterable[int], window: tuple[int, int] = (2, 2), denoise: bool = True
 ) -> Seen:
     """`Seen` from ``{layer: [heads]}``, or from layers of which all heads are read."""
-    table = dict(heads) if isinstance(heads, Mapping) else {layer: () for layer in heads}
+    table = dict(heads) if isinstance(heads, Mapping) else dict.fromkeys(heads, ())
     if not table:
         raise BadEdit("seen(…) needs at least one layer to read")
     return Seen(tuple((layer, tuple(table[layer])) for layer in sorted(table)), tuple(window), denoise)
@@ -285,7 +289,7 @@ def seen_mask(
 
 
 def seen_window(
-    grid: VisualGrid, scores: Float[Tensor, "token"], size: tuple[int, int], clean: bool = True
+    grid: VisualGrid, scores: Float[Tensor, token], size: tuple[int, int], clean: bool = True
 ) -> Window:
     """The window of tokens with the largest sum of scores, cleaned of spikes; never on padding."""
     values = scores.double().cpu().numpy()

@@ -64,24 +64,24 @@ def grids_of(prompt: Prompt) -> list[VisualGrid]:
     return [prompt.grids[prompt.grid_rows.index(row)] for row in range(len(prompt))]
 
 
-def token_maps(prompt: Prompt, rows: Float[Tensor, "batch key"]) -> list[Float[np.ndarray, "token"]]:
+def token_maps(prompt: Prompt, rows: Float[Tensor, "batch key"]) -> list[Float[np.ndarray, token]]:
     """Each row's scores at the image tokens of its first picture."""
     return [rows[row, grid.positions].double().numpy() for row, grid in enumerate(grids_of(prompt))]
 
 
 def own_windows(prompt: Prompt, rows: Float[Tensor, "batch key"], size: tuple[int, int]) -> list[Window]:
     """The model's own region in each row: the window with the largest sum of denoised scores."""
-    return [
-        seen_window(grid, rows[row, grid.positions], size) for row, grid in enumerate(grids_of(prompt))
-    ]
+    return [seen_window(grid, rows[row, grid.positions], size) for row, grid in enumerate(grids_of(prompt))]
 
 
 def highlight_windows(prompt: Prompt, windows: list[Window], alpha: float) -> Highlight:
     """Dim everything outside each row's window."""
-    return Highlight([window_mask_map(grid, window) for grid, window in zip(grids_of(prompt), windows)], alpha)
+    return Highlight(
+        [window_mask_map(grid, window) for grid, window in zip(grids_of(prompt), windows)], alpha
+    )
 
 
-def positions_mask(prompt: Prompt, tokens: list[Bool[Tensor, "token"]]) -> Bool[Tensor, "batch pos"]:
+def positions_mask(prompt: Prompt, tokens: list[Bool[Tensor, token]]) -> Bool[Tensor, "batch pos"]:
     """Masks over each row's image tokens, as one mask over the positions of the prompt."""
     mask = torch.zeros(len(prompt), prompt.length, dtype=torch.bool)
     for row, (grid, chosen) in enumerate(zip(grids_of(prompt), tokens)):

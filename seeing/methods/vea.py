@@ -105,7 +105,9 @@ class BoostInPass(Method):
 
     @property
     def about(self) -> str:
-        return f"read layers {sorted(self.heads)}, boost the own region in layers {list(self.layers)}, one pass"
+        return (
+            f"read layers {sorted(self.heads)}, boost the own region in layers {list(self.layers)}, one pass"
+        )
 
     def edit(self) -> ScaleAttention:
         return ScaleAttention(keys=seen(self.heads, self.window), gain=self.gain, layers=self.layers)
@@ -150,8 +152,9 @@ def _refuse_unless_causal(rows: dict[int, Float[Tensor, "batch head 2 key"]]) ->
     for layer, row in rows.items():
         if (row[:, :, 0, -1] != 0).any():
             raise BadEdit(
-                f"layer {layer} lets an earlier token see the last one (a prefix-bidirectional prompt): an edit of "
-                f"the last row changes earlier keys, and a second look on the kept cache would be wrong"
+                f"layer {layer} lets an earlier token see the last one (a prefix-bidirectional prompt): "
+                f"an edit of the last row changes earlier keys, and a second look on the kept cache would be "
+                f"wrong"
             )
 
 

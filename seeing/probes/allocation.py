@@ -49,7 +49,8 @@ class Allocation:
         """One row a batch item, segment, layer and head, with mass and rapt."""
         batch, _, layers, heads = self.mass.shape
         index = pd.MultiIndex.from_product(
-            [range(batch), self.segments, range(layers), range(heads)], names=["item", "segment", "layer", "head"]
+            [range(batch), self.segments, range(layers), range(heads)],
+            names=["item", "segment", "layer", "head"],
         )
         columns = {"mass": self.mass.flatten().numpy(), "rapt": self.rapt.flatten().numpy()}
         return pd.DataFrame(columns, index=index).reset_index()
@@ -76,7 +77,11 @@ def allocate(reading: Reading) -> Allocation:
 def segments_of(prompt: Prompt) -> dict[str, Bool[Tensor, "batch pos"]]:
     """The segments of a prompt as masks."""
     spans = prompt.spans
-    masks = {name: spans.mask(name) for name in spans if name.startswith("image") or name in ("question", "template")}
+    masks = {
+        name: spans.mask(name)
+        for name in spans
+        if name.startswith("image") or name in ("question", "template")
+    }
     if masks.keys() >= {"image", "image:0"} and len(masks) == 4:
         del masks["image:0"]  # one picture: the same as "image"
     if all(turn.boxes for turn in prompt.turns):

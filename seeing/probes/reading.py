@@ -26,7 +26,9 @@ class Reading:
     rows: Float[Tensor, "batch layer head query key"]
 
 
-def read_rows(vlm: VLM, prompt: Prompt, queries: Queries = "last", layers: Iterable[int] | None = None) -> Reading:
+def read_rows(
+    vlm: VLM, prompt: Prompt, queries: Queries = "last", layers: Iterable[int] | None = None
+) -> Reading:
     """The rows of ``queries`` in all text layers (or in ``layers``), one forward pass, any kernel."""
     layers = range(vlm.cfg.n_layers) if layers is None else layers
     names = [f"text.{layer}.attn.pattern" for layer in layers]

@@ -55,16 +55,16 @@ PER_OUTCOME = 12
 CHIEF = "second-look"
 
 TEST_BED = (
-    "The task and the answer prior of this embedded model were chosen to make seeing and believing come apart: it is "
-    "a test bed for the tools, not evidence about real vision-language models."
+    "The task and the answer prior of this embedded model were chosen to make seeing and believing come "
+    "apart: it is a test bed for the tools, not evidence about real vision-language models."
 )
 HIGHLIGHT_NOTE = (
-    "Highlighting is not neutral: a dimmed picture is another picture. Compare a highlight with base first, and with "
-    "the random highlight only after that."
+    "Highlighting is not neutral: a dimmed picture is another picture. Compare a highlight with base first, "
+    "and with the random highlight only after that."
 )
 BOUNDARY_NOTE = (
-    "vea smooths with boundary 'nearest', which keeps a peak where it is; vea-authors smooths with 'reflect', as the "
-    "authors' code does, which at so wide a σ moves the peak to the nearest border."
+    "vea smooths with boundary 'nearest', which keeps a peak where it is; vea-authors smooths with "
+    "'reflect', as the authors' code does, which at so wide a σ moves the peak to the nearest border."
 )
 
 

@@ -39,9 +39,9 @@ class Looked:
         seen: whether the region lies on the evidence.
     """
 
-    auroc: Float[np.ndarray, "layer"]
-    rapt: Mapping[str, Float[np.ndarray, "layer"]]
-    heat: Float[np.ndarray, "token"]
+    auroc: Float[np.ndarray, layer]
+    rapt: Mapping[str, Float[np.ndarray, layer]]
+    heat: Float[np.ndarray, token]
     region: Window
     seen: bool
 
@@ -55,17 +55,22 @@ class Outcomes:
     answers: Mapping[str, Sequence[str]]
     logprobs: Mapping[str, Sequence[float]]
 
-    def correct(self, method: str) -> Bool[np.ndarray, "sample"]:
+    def correct(self, method: str) -> Bool[np.ndarray, sample]:
         """Exact match (SQuAD normalisation) of each answer."""
         return np.array(
-            [exact_match(answer, sample.answers) > 0 for answer, sample in zip(self.answers[method], self.samples)]
+            [
+                exact_match(answer, sample.answers) > 0
+                for answer, sample in zip(self.answers[method], self.samples)
+            ]
         )
 
     def to_frame(self) -> pd.DataFrame:
         """One row a sample and method."""
         rows = []
         for method in self.answers:
-            for place, (sample, looked, right) in enumerate(zip(self.samples, self.looked, self.correct(method))):
+            for place, (sample, looked, right) in enumerate(
+                zip(self.samples, self.looked, self.correct(method))
+            ):
                 rows.append(
                     {
                         "sample": sample.id,
