@@ -109,6 +109,16 @@ def test_llava_sees_the_middle_of_a_wide_image(llava):
     assert set(llava.kind) == {"patch"}
 
 
+def test_a_view_is_where_the_processor_cut():
+    tile = View.cut((200, 100), (800, 400), (400, 0, 800, 200))
+    assert tile == View((100.0, 0.0, 200.0, 50.0), (400, 200))
+    assert View.cut((200, 100), (50, 75)) == View((0.0, 0.0, 200.0, 100.0), (50, 75))
+    assert tile.from_image(np.array([[100.0, 0, 150, 50]])).tolist() == [[0, 0, 200, 200]]
+    assert View((0, 0, 200, 100), (200, 100)).is_whole((200, 100))
+    assert not View((0, 0, 200, 100), (100, 200)).is_whole((200, 100))
+    assert not View((0, 0, 199, 100), (200, 100)).is_whole((200, 100))
+
+
 def test_what_the_crop_cut_off_is_never_labelled(llava):
     assert llava.labels([(0, 0, 80, 480)]).sum() == 0  # touches the first tokens and overlaps none
     assert llava.covers([(0, 0, 80, 480)]) == 0

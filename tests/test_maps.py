@@ -81,6 +81,13 @@ def test_denoise_is_the_loop(rows, cols, seed):
     np.testing.assert_allclose(maps.denoise(scores), expected, rtol=1e-14)
 
 
+@pytest.mark.parametrize("shape", [(2, 5), (5, 2), (1, 1)])
+def test_a_small_grid_is_left_alone(shape):
+    scores = np.zeros(shape)
+    scores[0, 0] = 1.0  # factor ½ would replace it
+    np.testing.assert_array_equal(maps.denoise(scores, factor=0.5), scores)
+
+
 def test_denoise_refuses_what_is_no_attention():
     for wrong in (-0.1, np.nan, np.inf):
         with pytest.raises(ValueError, match="denoise=False"):
@@ -88,14 +95,15 @@ def test_denoise_refuses_what_is_no_attention():
 
 
 def test_padding_is_no_neighbour():
-    # the middle 3 of 5 rows see the image; a huge score in the padding must not protect the outlier beside it
+    # only the middle 3 of 5 rows see the image: token (1, 1) stands at the picture's edge, (2, 1) does not
     grid = VisualGrid.regular((30, 30), View((0, -10, 30, 40), (30, 50)), 5, 3, torch.arange(15))
-    scores = np.ones((5, 3))
-    scores[2, 1] = 50.0
-    scores[0] = 1e9
-    cleaned = maps.denoise_tokens(scores.ravel(), grid).reshape(5, 3)
-    assert cleaned[2, 1] == 1.0
-    assert (cleaned[0] == 1e9).all()
+    for row, expected in [(1, 50.0), (2, 1.0)]:
+        scores = np.ones((5, 3))
+        scores[[0, 4]] = 0.0
+        scores[row, 1] = 50.0
+        cleaned = maps.denoise_tokens(scores.ravel(), grid).reshape(5, 3)
+        assert cleaned[row, 1] == expected
+        assert (cleaned[[0, 4]] == 0).all()
 
 
 # ---- smooth, normalize -------------------------------------------------------------------------------------
@@ -130,6 +138,7 @@ def test_normalize_by_hand():
     np.testing.assert_allclose(maps.normalize(canvas), [[[0, 0.5], [0.25, 1]], [[0, 0.5], [1, 0.5]]])
     assert (maps.normalize(np.full((3, 4), 0.7)) == 0).all()
     assert (maps.normalize(np.zeros((3, 4))) == 0).all()
+    assert (maps.normalize(np.array([[0.1, 0.1 + 1e-16, 0.1 - 1e-16]])) == 0).all()  # rounding is no evidence
     tiny = np.array([[1e-30, 3e-30]])
     np.testing.assert_array_equal(maps.normalize(tiny), [[0, 1]])
     with pytest.raises(ValueError, match="finite map"):
@@ -222,6 +231,9 @@ def test_a_crop_is_dark_outside():
     np.testing.assert_allclose(result[:, 80:560], inside[0, 0], atol=1e-12)
     assert (result[:, :80] == 0).all()
     assert (result[:, 560:] == 0).all()
+    view = View.cut((480, 640), (336, 448), (0, 56, 336, 392))
+    tall = VisualGrid.regular((480, 640), view, 24, 24, torch.arange(576))
+    np.testing.assert_allclose(maps.onto_image(canvas.T, tall), result.T, atol=1e-12)
     with pytest.raises(ValueError, match=r"\(336, 336\).*found \(336, 335\)"):
         maps.onto_image(canvas[:, 1:], grid)
 
