@@ -156,7 +156,7 @@ class AttentionCall:
     def _masked(self, raw: Tensor, rows: Rows | None) -> Tensor:
         if self.mask is not None:
             mask = self.mask[..., : self.n_keys]
-            if rows is not None:
+            if rows is not None and mask.shape[2] > 1:
                 mask = _pick(mask.expand(raw.shape[0], -1, -1, -1) if rows.ndim == 2 else mask, rows)
             if mask.dtype == torch.bool:
                 return raw.masked_fill(~mask, float("-inf"))
