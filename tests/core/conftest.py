@@ -11,6 +11,7 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+import jaxtyping
 import numpy as np
 import pytest
 import torch
@@ -225,6 +226,12 @@ def prompt(vlm, picture):
 def batch(vlm, picture):
     """Two rows of different length, so that the first is padded on the left."""
     return vlm.prompts([(picture(), QUESTION), (picture(50, 90, seed=1), LONGER)])
+
+
+@pytest.fixture
+def unchecked(monkeypatch):
+    """Signatures are not checked, as with a user: what our own checks say is heard."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
 
 
 @pytest.fixture
