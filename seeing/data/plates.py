@@ -54,7 +54,9 @@ IGNORE = -100
 
 @dataclass(frozen=True)
 class PlatesSplit:
-    """A distribution of scenes. Ranges are inclusive, and each image draws its own value.
+    """A distribution of scenes. Ranges are inclusive, and each image draws its own value; their defaults are
+    the light in which the last training stage ends, so a split that names only `objects` differs from it in
+    nothing else.
 
     `objects`: how many; `noise`: sigma, in units of the full range; `contrast`: 1 is full; `clutter`: scraps
     of colour; `hard`: share of images whose objects resemble the first one; `prior`: chance that a digit
@@ -63,9 +65,9 @@ class PlatesSplit:
     """
 
     objects: tuple[int, int]
-    noise: tuple[float, float] = (0.02, 0.15)
-    contrast: tuple[float, float] = (0.7, 1.0)
-    clutter: tuple[int, int] = (0, 8)
+    noise: tuple[float, float] = (0.02, 0.25)
+    contrast: tuple[float, float] = (0.45, 1.0)
+    clutter: tuple[int, int] = (0, 12)
     hard: float = 0.5
     prior: float = 0.0
     conflict: bool = False
@@ -79,7 +81,7 @@ SPLITS: Mapping[str, PlatesSplit] = MappingProxyType(
         "easy": PlatesSplit(objects=(2, 6)),
         "moderate": PlatesSplit(objects=(8, 12)),
         "crowded": PlatesSplit(objects=(14, 16)),
-        "noisy": PlatesSplit(objects=(6, 10), noise=(0.2, 0.3), contrast=(0.45, 0.7), clutter=(10, 20)),
+        "noisy": PlatesSplit(objects=(6, 10), noise=(0.18, 0.25), contrast=(0.45, 0.75), clutter=(10, 20)),
         "prior-conflict": PlatesSplit(objects=(14, 16), conflict=True),
     }
 )

@@ -48,10 +48,10 @@ def answers(
 
 def evaluate(
     model: LlavaForConditionalGeneration, processor: LlavaProcessor, split: str, n: int, seed: int = 0
-) -> dict[str, float | int | str]:
+) -> dict[str, float | int | str | None]:
     """Accuracy on a split; the same where the truth is the table's digit and where it is not; and among the
     wrong answers, the share that names the table's digit and the share that names another object's. Shares of
-    nothing are NaN.
+    nothing are None.
     """
     samples = plates(split, n, seed)
     said = answers(model, processor, samples)
@@ -67,8 +67,8 @@ def evaluate(
         ]
     )
 
-    def share(of: np.ndarray, among: np.ndarray) -> float:
-        return round(float(of[among].mean()), 3) if among.any() else float("nan")
+    def share(of: np.ndarray, among: np.ndarray) -> float | None:
+        return round(float(of[among].mean()), 3) if among.any() else None
 
     return {
         "split": split,

@@ -7,10 +7,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from seeing.data import PRIOR, SPLITS, PlatesSplit, plates
-from seeing.data import plates as plates_function
 from seeing.data.painting import CELL, COLOURS, SHAPES
-from seeing.data.plates import COLOUR_NAMES, IGNORE, split_stream, training_batch, training_stream
+from seeing.data.plates import (
+    COLOUR_NAMES,
+    IGNORE,
+    PRIOR,
+    SPLITS,
+    PlatesSplit,
+    plates,
+    split_stream,
+    training_batch,
+    training_stream,
+)
 
 
 @pytest.fixture(scope="module")
@@ -185,7 +193,3 @@ def test_patch_labels_lie_where_the_object_is_painted():
         for c, s in zip(b.patch_colour, b.patch_shape, strict=True)
     ]
     assert (b.patch_digit[plates_found] != IGNORE).all()
-
-
-def test_the_package_exports_the_function_and_not_the_module():
-    assert callable(plates_function)

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from seeing.data import EvidenceSample
+from seeing.data.samples import EvidenceSample
 
 IMAGE = Image.new("RGB", (40, 20))
 
