@@ -89,7 +89,7 @@ class SiteEdit(Edit):
     site: str
 
     @abstractmethod
-    def value(self, value: Float[Tensor, ...], at: Moment) -> Tensor:
+    def value(self, value: Float[Tensor, "..."], at: Moment) -> Tensor:
         """The edited activation."""
 
 

@@ -26,7 +26,7 @@ class Steer(SiteEdit):
     """
 
     site: str
-    vector: Float[Tensor, d]
+    vector: Float[Tensor, "d"]
     strength: float = 1.0
     positions: Selector | str | int | Sequence | Tensor = "last"
     when: str = "both"
@@ -58,7 +58,7 @@ class Steer(SiteEdit):
             raise BadEdit(f"{site!r} is {width} wide, the steering vector has {len(self.vector)} numbers")
         return Steer(site, self.vector, self.strength, self.positions, self.when)
 
-    def value(self, value: Float[Tensor, ...], at: Moment) -> Tensor:
+    def value(self, value: Float[Tensor, "..."], at: Moment) -> Tensor:
         if value.shape[-1] != len(self.vector):
             raise BadEdit(
                 f"{self.site!r} is {value.shape[-1]} wide, the steering vector has {len(self.vector)} numbers"

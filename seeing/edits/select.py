@@ -289,7 +289,7 @@ def seen_mask(
 
 
 def seen_window(
-    grid: VisualGrid, scores: Float[Tensor, token], size: tuple[int, int], clean: bool = True
+    grid: VisualGrid, scores: Float[Tensor, "token"], size: tuple[int, int], clean: bool = True
 ) -> Window:
     """The window of tokens with the largest sum of scores, cleaned of spikes; never on padding."""
     values = scores.double().cpu().numpy()
