@@ -20,6 +20,7 @@ import torch
 from greenlet import GreenletExit
 from jaxtyping import Float, Int
 from nnsight import TransformersModel
+from nnsight.intervention.interleaver import Mediator
 from torch import Tensor, nn
 from transformers import Cache
 
@@ -84,8 +85,8 @@ class Answer(str):
         logprob: their sum.
     """
 
-    ids: Int[Tensor, token]
-    token_logprobs: Float[Tensor, token]
+    ids: Int[Tensor, "token"]
+    token_logprobs: Float[Tensor, "token"]
 
     @classmethod
     def of(cls, text: str, ids: Tensor, token_logprobs: Tensor) -> Answer:
@@ -127,10 +128,10 @@ class VLM(TransformersModel):
         self.cfg = _config(family, model)
         #: What was added by `with_edits`, or None.
         self.edits: Edits | None = None
-        #: The prompt of the run in progress, which selectors are resolved against.
-        self.running: Prompt | None = None
         self._program: Program | None = None
-        self._unedited: VLM = self
+        self._mediator: Mediator | None = None
+        # Shared with every edited copy: whichever of them runs, the program finds its prompt.
+        self._run = Run()
 
     # -- names -----------------------------------------------------------------------------------
 
@@ -244,7 +245,9 @@ class VLM(TransformersModel):
             # A copy: what is served is live, and a later edit or in-place sum would change it.
             values[name] = torch.empty(0) if value is None else value.to(device=device, dtype=dtype).clone()
 
-    def rows(self, prompt: Prompt, queries: Queries) -> Int[Tensor, rows] | Int[Tensor, "batch rows"] | None:
+    def rows(
+        self, prompt: Prompt, queries: Queries
+    ) -> Int[Tensor, "rows"] | Int[Tensor, "batch rows"] | None:
         """``queries`` as positions: None for all, one set for the batch, or one an item."""
         if isinstance(queries, str):
             if queries == "all":
@@ -318,11 +321,15 @@ class VLM(TransformersModel):
         The original is untouched. Further edits add to those that are there, in the order written.
         Raises before anything runs when the edits don't fit the model.
         """
+        if not hasattr(edits, "compile"):
+            raise TypeError(f"edits are a value of seeing.edits, or several joined by +; got {edits!r}")
         total = edits if self.edits is None else self.edits + edits
-        program = total.compile(self._unedited)
-        with self._unedited.edit() as (tracer, edited):
+        program = total.compile(self)
+        with self.edit() as (tracer, edited):
             program.run(edited, tracer.iter[:])
-        edited.edits, edited._program = total, program
+        *others, mediator = edited._edits
+        edited._edits = [one for one in others if one is not self._mediator] + [mediator]
+        edited.edits, edited._program, edited._mediator = total, program, mediator
         return edited
 
     # -- how nnsight runs it ---------------------------------------------------------------------
@@ -336,14 +343,14 @@ class VLM(TransformersModel):
         """Prompts to the model's keyword tensors; several invokes of prompts become one padded batch."""
         given = [inputs[0] for inputs, _ in invokes if inputs and isinstance(inputs[0], Prompt)]
         if not given:
-            self.running = None
+            self._run.prompt = None
             return super()._batch(invokes, fn)
         if len(given) != len(invokes):
             raise BadPrompt("a trace takes Prompts in all of its invokes, or in none")
         prompt = given[0] if len(given) == 1 else self._join(given)
         if self._program is not None:
             prompt = self._program.edit_images(prompt)
-        self.running = prompt
+        self._run.prompt = prompt
         kwargs = {key: value for _, more in invokes for key, value in more.items()}
         inputs = dict(prompt.inputs)
         if kwargs.get("past_key_values") is not None:
@@ -368,11 +375,11 @@ class VLM(TransformersModel):
                 stopped = False
                 return result
             finally:
-                for mediator in self._edits:
-                    pending = mediator.pending
-                    if mediator.alive and pending is not None and (stopped or pending.iteration):
-                        mediator.worker.throw(GreenletExit)
-                        mediator.pending = None
+                mediator = self._mediator
+                pending = mediator.pending
+                if mediator.alive and pending is not None and (stopped or pending.iteration):
+                    mediator.worker.throw(GreenletExit)
+                    mediator.pending = None
 
         return run
 
