@@ -1,1 +1,1 @@
-"""Timings of the toolkit: ratios of things measured in one run. ``python -m bench`` writes bench/RESULTS.md's tables."""
+"""Timings of the toolkit: ratios of things measured in one run. ``python -m bench`` prints the tables."""

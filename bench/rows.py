@@ -112,7 +112,6 @@ def table() -> list[str]:
             text=True,
             check=True,
         )
-        lines.append(
-            f"| {name} | {seconds:.2f} | {seconds / plain:.2f} | +{float(grown.stdout.split()[-1]):.0f} |"
-        )
+        memory = float(grown.stdout.split()[-1])
+        lines.append(f"| {name} | {seconds:.2f} | {seconds / plain:.2f} | +{memory:.0f} |")
     return lines
