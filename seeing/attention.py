@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 from einops import rearrange
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 #: Rows: the same positions for every item of a batch, or one row of positions an item.
@@ -167,6 +167,40 @@ class AttentionCall:
             seen = key <= query[..., None]
             return raw.masked_fill(~(seen if seen.ndim == 2 else seen[:, None]), float("-inf"))
         return raw
+
+
+@dataclass(frozen=True)
+class EditedRows:
+    """Rows of one kernel call that edits changed.
+
+    ``chosen`` says in which items and heads they did: what they left alone stays the kernel's own, bit
+    for bit.
+    """
+
+    rows: Int[Tensor, "rows"]
+    chosen: Bool[Tensor, "batch head rows"]
+    scores: Float[Tensor, "batch head rows key"]
+    pattern: Float[Tensor, "batch head rows key"]
+
+    def over(
+        self, values: Float[Tensor, "batch head some key"], rows: Rows | None, n_queries: int, softmaxed: bool
+    ) -> Float[Tensor, "batch head some key"]:
+        """``values``, the call's own scores or pattern of ``rows``, with the edited ones in their places."""
+        place = torch.full((n_queries,), -1, device=values.device)
+        place[self.rows] = torch.arange(len(self.rows), device=values.device)
+        place = place if rows is None else place[rows]
+        hit = (place >= 0)[:, None, :] if place.ndim == 2 else place >= 0
+        chosen, edited = self.chosen[..., None], self.pattern if softmaxed else self.scores
+        chosen, edited = (_pick(part, place.clamp(min=0)) for part in (chosen, edited))
+        return torch.where(chosen & hit[..., None], edited, values)
+
+    def onto(
+        self, call: AttentionCall, output: Float[Tensor, "batch query head d_value"]
+    ) -> Float[Tensor, "batch query head d_value"]:
+        """The kernel's ``output`` with what the edited rows write out; a new tensor."""
+        z = call.z(self.pattern).to(output.dtype)
+        kept = output.index_select(1, self.rows)
+        return output.index_copy(1, self.rows, torch.where(self.chosen.transpose(1, 2)[..., None], z, kept))
 
 
 def softmax(scores: Float[Tensor, "*batch key"]) -> Float[Tensor, "*batch key"]:

@@ -30,7 +30,7 @@ from greenlet import getcurrent
 from nnsight.intervention.interleaver import Event, Mediator, Pending
 from torch import Tensor, nn
 
-from seeing.attention import AttentionCall, Rows, softmax
+from seeing.attention import AttentionCall, EditedRows, Rows, softmax
 from seeing.families import Family, FamilyContractError, Stack
 from seeing.names import Name
 
@@ -172,14 +172,15 @@ class Derived(Site):
     def read(self) -> Tensor:
         return self.derive(Mediator.value(self.source))
 
+    def _waiting(self, mediator: Mediator) -> WriteBack | None:
+        """The write-back that a read of this site on this very visit left behind, if it still waits."""
+        waiting = mediator.transform
+        here = (self.name, self.source, mediator.wanted(self.source))
+        return waiting if isinstance(waiting, WriteBack) and waiting.key == here else None
+
     def bound(self) -> Tensor:
         mediator = Mediator.current(self.name)
-        waiting = mediator.transform
-        if isinstance(waiting, WriteBack) and waiting.key == (
-            self.name,
-            self.source,
-            mediator.wanted(self.source),
-        ):
+        if (waiting := self._waiting(mediator)) is not None:
             return waiting.view
         served = Mediator.value(self.source)
         view = self.derive(served)
@@ -188,8 +189,7 @@ class Derived(Site):
 
     def write(self, value: Tensor) -> None:
         mediator = Mediator.current(self.name)
-        waiting = mediator.transform
-        if isinstance(waiting, WriteBack) and waiting.site is self:
+        if (waiting := self._waiting(mediator)) is not None:
             mediator.transform = None
             served, current = waiting.served, waiting.view
         else:
@@ -203,12 +203,14 @@ class Derived(Site):
 class Kernel:
     """The call of the attention kernel in one layer, where rows are read and written.
 
-    ``path`` is the operation's location; the head counts are the config's, checked by the proof.
+    ``path`` is the operation's location. While edits wait to put rows over the kernel's output,
+    ``edited`` holds them, so that whoever reads scores or pattern sees what the model will use.
     """
 
     layer: int
     stack: str
     path: str
+    edited: list[EditedRows] = field(default_factory=list, compare=False, repr=False)
 
     @property
     def source(self) -> str:
@@ -237,13 +239,26 @@ class AttentionRows(Derived):
     def rows(self, rows: Rows | None, served: Any = None) -> Tensor:
         """The rows asked for; nothing else is computed."""
         call = self.kernel.call() if served is None else AttentionCall.from_kernel(*served)
-        return call.pattern(rows) if self.softmaxed else call.scores(rows)
+        values = call.pattern(rows) if self.softmaxed else call.scores(rows)
+        for edited in self.kernel.edited:
+            values = _own_rows(edited).over(values, rows, call.n_queries, self.softmaxed)
+        return values
 
     def written(self, served: Any, value: Tensor, visit: Callable[[str], Any]) -> Any:
         call = AttentionCall.from_kernel(*served)
         pattern = value if self.softmaxed else softmax(value.float())
         z, *rest = visit(self.target)
         return (call.write(z, None, pattern), *rest)
+
+
+def _own_rows(edited: EditedRows) -> EditedRows:
+    """The part of a batch's edited rows that belongs to the invoke that asks."""
+    mediator = Mediator.current("attention")
+    batcher = mediator.interleaver.batcher
+    if batcher is None:
+        return edited
+    parts = (edited.chosen, edited.scores, edited.pattern)
+    return EditedRows(edited.rows, *(batcher.narrow(part, mediator.batch_group) for part in parts))
 
 
 @dataclass(frozen=True)

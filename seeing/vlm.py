@@ -114,6 +114,13 @@ class Prefill:
     logits: Float[Tensor, "batch d_vocab"]
 
 
+@dataclass
+class Run:
+    """The run in progress: one at a time, for a model and all its edited copies."""
+
+    prompt: Prompt | None = None
+
+
 class VLM(TransformersModel):
     """A vision-language model under one vocabulary. Made by `seeing.load`.
 
@@ -331,6 +338,11 @@ class VLM(TransformersModel):
         edited._edits = [one for one in others if one is not self._mediator] + [mediator]
         edited.edits, edited._program, edited._mediator = total, program, mediator
         return edited
+
+    @property
+    def running(self) -> Prompt | None:
+        """The prompt of the run in progress, which selectors are resolved against."""
+        return self._run.prompt
 
     # -- how nnsight runs it ---------------------------------------------------------------------
 

@@ -9,8 +9,9 @@ visit, in this order, and in the order written within each:
 3. edits of z, head by head (`AblateHeads`, `ScaleHeads`).
 
 Only the rows that some edit selects are computed, and only those are written over the fused kernel's
-output. Edits of other named sites (`Steer`) are visited in the order of the forward pass. Pictures
-are edited before the processor runs.
+output, in the items and heads selected; what an edited run reads of scores and pattern are the edited
+rows. Edits of other named sites (`Steer`) are visited in the order of the forward pass. Pictures are
+edited before the processor runs.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from nnsight.intervention.interleaver import Mediator
 from PIL import Image
 from torch import Tensor
 
-from seeing.attention import AttentionCall, softmax
+from seeing.attention import AttentionCall, EditedRows, softmax
 from seeing.edits.select import BadEdit, Moment, Selector, read_last
 from seeing.names import Name
 from seeing.prompt import Prompt
@@ -152,16 +153,21 @@ class KernelVisit:
         edited = self._edited_rows(call, rows, at)
         if edited is None and not heads:
             return
-        z, *rest = Mediator.value(self.kernel.target)
+        # From here to the kernel's output whoever reads this attention is shown the edited rows.
+        self.kernel.edited[:] = [] if edited is None else [edited]
+        try:
+            z, *rest = Mediator.value(self.kernel.target)
+        finally:
+            self.kernel.edited.clear()
         if edited is not None:
-            z = call.write(z, *edited)
+            z = edited.onto(call, z)
         for edit, some in heads:
             index = torch.tensor(some, device=z.device)
             z = z.index_copy(2, index, edit.z(z.index_select(2, index)).to(z.dtype))
         Mediator.swap(self.kernel.target, (z, *rest))
 
-    def _edited_rows(self, call: AttentionCall, edits: list[RowEdit], at: Moment):
-        """(rows, pattern) of every row that some edit selects, or None when none does here."""
+    def _edited_rows(self, call: AttentionCall, edits: list[RowEdit], at: Moment) -> EditedRows | None:
+        """Every row that some edit selects, or None when none does here."""
         if call.first_query + call.n_queries != at.n_seen:
             raise BadEdit(
                 f"step {at.step} attends to {call.n_keys} keys, the prompt and the decoded tokens are "
@@ -173,14 +179,16 @@ class KernelVisit:
             return None
         rows = union.any(0).nonzero()[:, 0]
         scores = call.scores(rows)
+        changed = torch.zeros(scores.shape[:3], dtype=torch.bool, device=scores.device)
         for edit, mask in zip(edits, queries):
-            chosen = mask[:, None, rows, None]
+            chosen = mask[:, None, rows].expand_as(changed)
             if edit.heads is not None:
                 some = torch.zeros(scores.shape[1], dtype=torch.bool, device=scores.device)
                 some[list(edit.heads)] = True
-                chosen = chosen & some[:, None, None]
-            scores = torch.where(chosen, edit.scores(scores, at), scores)
-        return rows, softmax(scores)
+                chosen = chosen & some[:, None]
+            scores = torch.where(chosen[..., None], edit.scores(scores, at), scores)
+            changed = changed | chosen
+        return EditedRows(rows, changed, scores, softmax(scores))
 
 
 class SiteVisit:
