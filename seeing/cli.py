@@ -12,7 +12,6 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
-import click
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -20,11 +19,14 @@ from rich.table import Table
 
 app = typer.Typer(
     add_completion=False,
-    no_args_is_help=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
     help="Did the model see the evidence, and did its answer use what it saw?",
 )
+
+
+#: What typer raises for a wrong command line: the class above the one that it names in public.
+USAGE_ERROR = typer.BadParameter.__mro__[1]
 
 
 class UserError(Exception):
@@ -101,16 +103,15 @@ def ask(
 def main() -> None:
     """The entry point: runs the command, and turns a user's mistake into one line and exit code 2."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if len(sys.argv) == 1:
+        sys.argv.append("--help")
     try:
         app(standalone_mode=False)
     except UserError as error:
         _fail(str(error))
-    except click.exceptions.NoArgsIsHelpError as error:
-        typer.echo(error.format_message())
-        sys.exit(2)
-    except click.UsageError as error:
+    except USAGE_ERROR as error:
         _fail(error.format_message())
-    except (click.Abort, KeyboardInterrupt):
+    except (typer.Abort, KeyboardInterrupt):
         typer.echo("stopped", err=True)
         sys.exit(130)
 
