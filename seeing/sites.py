@@ -236,9 +236,10 @@ class AttentionRows(Derived):
     def derive(self, served: Any) -> Tensor:
         return self.rows(None, served)
 
-    def rows(self, rows: Rows | None, served: Any = None) -> Tensor:
-        """The rows asked for; nothing else is computed."""
+    def rows(self, rows: Rows | Callable[[int], Rows | None] | None, served: Any = None) -> Tensor:
+        """The rows asked for, as positions or as a function of how many there are; no others are computed."""
         call = self.kernel.call() if served is None else AttentionCall.from_kernel(*served)
+        rows = rows(call.n_queries) if callable(rows) else rows
         values = call.pattern(rows) if self.softmaxed else call.scores(rows)
         for edited in self.kernel.edited:
             values = _own_rows(edited).over(values, rows, call.n_queries, self.softmaxed)

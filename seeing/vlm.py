@@ -14,11 +14,11 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, Self
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from greenlet import GreenletExit
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from nnsight import TransformersModel
 from nnsight.intervention.interleaver import Mediator
 from torch import Tensor, nn
@@ -33,10 +33,12 @@ from seeing.names import Name, expand
 from seeing.prompt import BadPrompt, Prompt, Template, Turn, build
 from seeing.views import StackView, View
 
-#: Which query rows to read: "last", "all", a span's name, or positions.
-Queries = str | int | slice | Sequence[int] | Int[Tensor, "rows"]
+#: Which query rows to read: "last", "all", a span's name, or positions or a mask, the same for all
+#: items of a batch or one row an item.
+Queries = str | int | slice | Sequence | Int[Tensor, "*batch rows"] | Bool[Tensor, "*batch pos"]
 
 
+@runtime_checkable
 class Program(Protocol):
     """Edits made ready for one model."""
 
@@ -47,6 +49,7 @@ class Program(Protocol):
         """Visit the sites in execution order, in every step of a run. Called inside a trace."""
 
 
+@runtime_checkable
 class Edits(Protocol):
     """A value that says where, when and what to change."""
 
@@ -219,7 +222,8 @@ class VLM(TransformersModel):
         Args:
             names: names or globs (``text.*.attn.pattern``, ``text.12-18.resid_post``, ``logits``).
             queries: which rows of ``attn.scores`` and ``attn.pattern`` to compute: "last", "all", a
-                span ("question", "image", "text"), or positions. It cuts nothing else.
+                span ("question", "image", "text"), positions, or a mask. It cuts nothing else. In the
+                vision tower they count the tower's own tokens.
             device, dtype: where and how to keep the values.
             grad: keep the autograd graph.
 
@@ -227,58 +231,51 @@ class VLM(TransformersModel):
         Raises `UnknownName` for a name that the model lacks.
         """
         wanted = expand(names, self.names())
-        rows = self.rows(prompt, queries)
+        rows = self._rows_of(prompt, wanted, queries)
         values: dict[str, Tensor] = {}
         with torch.set_grad_enabled(grad), self.trace(prompt) as tracer:
-            self._read(values, wanted, rows, device, dtype)
+            self._read(values, rows, device, dtype)
             tracer.stop()
         return values
 
     def prefill(self, prompt: Prompt, names: str | Iterable[str], queries: Queries = "last") -> Prefill:
         """Read names in a prompt pass that keeps its keys and values, to go on from."""
         wanted = expand(names, self.names())
-        rows = self.rows(prompt, queries)
+        rows = self._rows_of(prompt, wanted, queries)
         values: dict[str, Any] = {}
         with torch.no_grad(), self.trace(prompt, use_cache=True, logits_to_keep=1) as tracer:
-            self._read(values, wanted, rows, None, None)
+            self._read(values, rows, None, None)
             values["result"] = tracer.result
         result = values.pop("result")
         return Prefill(values, result.past_key_values, result.logits[:, -1])
 
-    def _read(self, values, wanted, rows, device, dtype) -> None:
-        for name in wanted:
+    def _read(self, values, rows, device, dtype) -> None:
+        for name, chosen in rows.items():
             site = self.sites[name]
-            value = site.rows(rows) if Name.parse(name).has_rows else site.read()
+            value = site.rows(chosen) if Name.parse(name).has_rows else site.read()
             # A copy: what is served is live, and a later edit or in-place sum would change it.
-            values[name] = torch.empty(0) if value is None else value.to(device=device, dtype=dtype).clone()
+            values[name] = value.to(device=device, dtype=dtype).clone()
+
+    def _rows_of(self, prompt: Prompt, names: Sequence[str], queries: Queries) -> dict[str, Any]:
+        """Each name, and the rows to read of it where it has any."""
+        rows = self.rows(prompt, queries)
+        tower = [name for name in names if Name.parse(name).has_rows and name.startswith("vision.")]
+        if tower and isinstance(queries, str) and queries not in ("all", "last"):
+            raise BadPrompt(
+                f"{queries!r} names positions of the text, the rows of {tower[0]!r} are the tower's own "
+                f"tokens; read them with queries='all', 'last' or positions, apart from the text's"
+            )
+        # How many tokens the tower has is known when it runs.
+        own = functools.partial(positions, queries, device=self.device)
+        return {name: own if name in tower else rows for name in names}
 
     def rows(
         self, prompt: Prompt, queries: Queries
     ) -> Int[Tensor, "rows"] | Int[Tensor, "batch rows"] | None:
         """``queries`` as positions: None for all, one set for the batch, or one an item."""
-        if isinstance(queries, str):
-            if queries == "all":
-                return None
-            if queries == "last":
-                return torch.tensor([prompt.length - 1], device=self.device)
-            positions = prompt.spans[queries]
-            if (positions < 0).any():
-                raise BadPrompt(
-                    f"the rows of this batch hold different numbers of {queries!r} tokens; "
-                    f"read them one prompt at a time, or give positions"
-                )
-        elif isinstance(queries, slice):
-            positions = torch.arange(prompt.length)[queries]
-        else:
-            positions = torch.as_tensor(queries, dtype=torch.long).reshape(-1)
-            if len(positions) and not (-prompt.length <= positions.min() and positions.max() < prompt.length):
-                raise IndexError(
-                    f"queries {positions.tolist()} reach outside a prompt of {prompt.length} tokens"
-                )
-            positions = positions % prompt.length
-        if positions.numel() == 0:
-            raise ValueError(f"queries {queries!r} selects no position of a prompt of {prompt.length} tokens")
-        return positions.to(self.device)
+        if isinstance(queries, str) and queries not in ("all", "last"):
+            queries = prompt.spans.mask(queries)
+        return positions(queries, prompt.length, self.device)
 
     # -- answering -------------------------------------------------------------------------------
 
@@ -322,7 +319,7 @@ class VLM(TransformersModel):
 
     # -- editing ---------------------------------------------------------------------------------
 
-    def with_edits(self, edits: Edits) -> Self:
+    def with_edits(self, edits: Edits) -> VLM:
         """An edited VLM: the same weights, and ``edits`` in every trace, cache, answer and generation.
 
         The original is untouched. Further edits add to those that are there, in the order written.
@@ -394,6 +391,41 @@ class VLM(TransformersModel):
                     mediator.pending = None
 
         return run
+
+
+def positions(
+    queries: Queries, length: int, device: torch.device
+) -> Int[Tensor, "rows"] | Int[Tensor, "batch rows"] | None:
+    """Positions among ``length`` tokens: None for all, one set for the batch, or one an item."""
+    if isinstance(queries, str):
+        queries = slice(None) if queries == "all" else -1
+    if isinstance(queries, slice):
+        found = torch.arange(length)[queries]
+    else:
+        found = torch.as_tensor(queries)
+        if found.dtype == torch.bool:
+            found = _true(found, length)
+        elif found.numel() and (found.is_floating_point() or found.is_complex()):
+            raise TypeError(f"queries are whole numbers or a mask, got {found.dtype}")
+        if found.numel() and not (-length <= found.min() and found.max() < length):
+            raise IndexError(f"queries {found.tolist()} reach outside the {length} tokens that are there")
+        found = (found.reshape(-1) if found.ndim < 2 else found).long() % length
+    if found.numel() == 0:
+        raise ValueError(f"queries {queries!r} selects none of {length} tokens")
+    return None if isinstance(queries, slice) and len(found) == length else found.to(device)
+
+
+def _true(mask: Tensor, length: int) -> Tensor:
+    """A mask (pos) or (batch, pos) as positions."""
+    if mask.shape[-1] != length:
+        raise IndexError(f"a mask over {mask.shape[-1]} tokens does not fit the {length} that are there")
+    counts = mask.sum(-1)
+    if (counts != counts.reshape(-1)[0]).any():
+        raise BadPrompt(
+            f"the rows of this batch select {counts.tolist()} tokens; read them one prompt at a time, "
+            f"or give positions, as many in each"
+        )
+    return mask.nonzero()[:, -1].reshape(*mask.shape[:-1], -1)
 
 
 def _config(family: Family, model: nn.Module) -> Config:

@@ -80,7 +80,9 @@ def _from_array(array: np.ndarray) -> Image.Image:
 
 def _rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I") or image.mode == "F":
-        raise BadImage(f"the image has mode {image.mode!r} (more than 8 bits a channel); convert it to RGB first")
+        raise BadImage(
+            f"the image has mode {image.mode!r} (more than 8 bits a channel); convert it to RGB first"
+        )
     if "A" in image.getbands() or "transparency" in image.info:
         rgba = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")

@@ -40,7 +40,7 @@ class Llava(Family):
         config = decoder.config
         return Stack(
             name="text",
-            layers=decoder.layers,
+            layers=tuple(decoder.layers),
             **LLAMA_LAYER,
             embed=decoder.layers[0],
             embed_is_input=True,
@@ -56,7 +56,7 @@ class Llava(Family):
             raise FamilyContractError(
                 f"llava: the vision tower is {kind!r}, this family reads {', '.join(RASTER_TOWERS)}"
             )
-        layers = tower.encoder.layers
+        layers = tuple(tower.encoder.layers)
         return Stack(
             name="vision",
             layers=layers,

@@ -27,6 +27,8 @@ from transformers import (
     PreTrainedTokenizerFast,
     SiglipVisionConfig,
 )
+from transformers.masking_utils import AttentionMaskInterface, eager_mask
+from transformers.modeling_utils import AttentionInterface
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
 import seeing
@@ -35,6 +37,125 @@ from seeing.zoo.build import TOKEN, WORDS, build_processor
 LAYERS, HEADS, WIDTH, VISION_LAYERS, VISION_WIDTH = 4, 4, 32, 3, 24
 QUESTION = "what digit is on the red square ?"
 LONGER = "what digit is on the red square on the blue circle ?"
+
+
+class Reference:
+    """A forward pass of the bare model in which every named value is read, and may be edited, by hand.
+
+    It knows the Hugging Face modules and nothing of the library under test: torch's module hooks, and an
+    attention function of its own that writes the textbook formula out. ``edits`` are functions by name.
+    """
+
+    def __init__(self, model: LlavaForConditionalGeneration, edits: dict[str, Callable] | None = None):
+        self.model, self.edits, self.values = model, edits or {}, {}
+
+    def at(self, name: str, value: torch.Tensor) -> torch.Tensor:
+        value = self.edits[name](value) if name in self.edits else value
+        self.values[name] = value
+        return value
+
+    def attend(self, module, q, k, v, mask, scaling=None, **kwargs):
+        """softmax(q·kᵀ·scaling + mask)·v."""
+        name = self.names[module]
+        q, k, v = (
+            self.at(f"{name}.attn.{part}", value.transpose(1, 2)).transpose(1, 2)
+            for part, value in zip("qkv", (q, k, v))
+        )
+        group = q.shape[1] // k.shape[1]
+        k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
+        scores = q @ k.transpose(-1, -2) * scaling
+        scores = scores if mask is None else scores + mask
+        pattern = self.at(f"{name}.attn.pattern", self.at(f"{name}.attn.scores", scores).softmax(-1))
+        return self.at(f"{name}.attn.z", (pattern @ v).transpose(1, 2)), pattern
+
+    def run(self, **inputs: Any) -> dict[str, torch.Tensor]:
+        model, undo = self.model, []
+        self.names = {}
+        text, tower = model.model.language_model, model.model.vision_tower
+        tower = getattr(tower, "vision_model", tower)
+
+        def hook(module, fn, before=False):
+            """A pre-hook gets the first input, whether it came by position or by name."""
+            if not before:
+                undo.append(module.register_forward_hook(lambda _, args, output: fn(output), prepend=True))
+                return
+
+            def pre(_, args, kwargs):
+                if args:
+                    return (fn(args[0]), *args[1:]), kwargs
+                first = next(iter(kwargs))
+                return args, {**kwargs, first: fn(kwargs[first])}
+
+            undo.append(module.register_forward_pre_hook(pre, with_kwargs=True))
+
+        def keep(name):
+            return lambda value: self.at(name, value)
+
+        stacks = (
+            ("text", text.layers, "o_proj", "post_attention_layernorm", "down_proj"),
+            ("vision", tower.encoder.layers, "out_proj", "layer_norm2", "fc2"),
+        )
+        for stack, layers, out, norm, down in stacks:
+            for number, layer in enumerate(layers):
+                name = f"{stack}.{number}"
+                attn = layer.self_attn
+                self.names[attn] = name
+                hook(layer, keep(f"{name}.resid_pre"), before=True)
+                hook(getattr(attn, out), self._projected(name, attn, getattr(attn, out)))
+                hook(getattr(layer, norm), keep(f"{name}.resid_mid.read"), before=True)
+                hook(getattr(layer.mlp, down), keep(f"{name}.mlp.post"), before=True)
+                hook(layer.mlp, keep(f"{name}.mlp_out"))
+                hook(layer, keep(f"{name}.resid_post"))
+        hook(tower.encoder, keep("vision.embed"), before=True)
+        hook(model.model.multi_modal_projector, keep("projector.in"), before=True)
+        hook(model.model.multi_modal_projector, keep("projector.out"))
+        hook(text.norm, keep("text.norm"))
+        hook(model.lm_head, keep("logits"))
+        undo.append(
+            text.register_forward_pre_hook(
+                lambda _, args, kwargs: (
+                    args,
+                    {**kwargs, "inputs_embeds": self.at("text.embed", kwargs["inputs_embeds"])},
+                ),
+                with_kwargs=True,
+            )
+        )
+        AttentionInterface.register("by_hand", self.attend)
+        AttentionMaskInterface.register("by_hand", eager_mask)
+        before = model.config._attn_implementation
+        model.set_attn_implementation("by_hand")
+        try:
+            model(**inputs)
+        finally:
+            model.set_attn_implementation(before)
+            for handle in undo:
+                handle.remove()
+        for name in [name for name in self.values if name.endswith(".read")]:
+            self.values[name.removesuffix(".read")] = self.values.pop(name)
+        return self.values
+
+    def _projected(self, name: str, attn, out) -> Callable:
+        """The output projection head by head, and the residual stream behind it.
+
+        The stream after attention is resid_pre + attn_out, so an edit of it is an edit of attn_out.
+        """
+
+        def fn(output):
+            z = self.values[f"{name}.attn.z"]
+            size = z.shape[-1]
+            parts = [
+                z[:, :, head] @ out.weight[:, head * size : (head + 1) * size].T for head in range(z.shape[2])
+            ]
+            result = self.at(f"{name}.attn.result", torch.stack(parts, dim=2))
+            if f"{name}.attn.result" in self.edits:
+                output = result.sum(2) + out.bias
+            output = self.at(f"{name}.attn_out", output)
+            if f"{name}.resid_mid" in self.edits:
+                before = self.values[f"{name}.resid_pre"]
+                output = self.edits[f"{name}.resid_mid"](before + output) - before
+            return output
+
+        return fn
 
 
 class Tiny:
@@ -56,6 +177,14 @@ class Tiny:
     def pair(self) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
         """A fresh bare model and the processor, to be loaded or spoilt."""
         return copy.deepcopy(self._bare), self.processor
+
+    def reference(self, prompt: Any, edits: dict[str, Callable] | None = None) -> dict[str, torch.Tensor]:
+        """Every named value of a pass of the bare model, with edits made by hand."""
+        return Reference(self._hooked(), edits).run(**prompt.inputs)
+
+    @functools.cache  # noqa: B019
+    def _hooked(self) -> LlavaForConditionalGeneration:
+        return copy.deepcopy(self._bare).eval()
 
     @torch.no_grad()
     def eager(self, prompt: Any, **kwargs: Any) -> Any:
