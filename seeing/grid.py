@@ -131,8 +131,15 @@ class VisualGrid:
         _check_levels(self)
 
     @classmethod
-    def regular(cls, image_size: tuple[int, int], view: View, rows: int, cols: int,
-                positions: Int[Tensor, " token"], name: str = "patch") -> VisualGrid:
+    def regular(
+        cls,
+        image_size: tuple[int, int],
+        view: View,
+        rows: int,
+        cols: int,
+        positions: Int[Tensor, " token"],
+        name: str = "patch",
+    ) -> VisualGrid:
         """A plain raster of rows × cols equal cells over one view, in reading order."""
         boxes = cells(image_size, view, rows, cols)
         return cls(image_size, positions, boxes, view, (Level(name, rows, cols),))
@@ -203,8 +210,9 @@ class VisualGrid:
         area = np.outer(np.diff(ys), np.diff(xs))
         return float(area[wanted & seen].sum() / area[wanted].sum())
 
-    def heatmap(self, scores: Scores, levels: str | Sequence[str] | None = None,
-                fill: float = float("nan")) -> Float[np.ndarray, "*batch height width"]:
+    def heatmap(
+        self, scores: Scores, levels: str | Sequence[str] | None = None, fill: float = float("nan")
+    ) -> Float[np.ndarray, "*batch height width"]:
         """Token scores as an image of the original's size.
 
         Each pixel is the mean of the tokens that cover it, weighted by how much of its area each covers; a
@@ -213,13 +221,15 @@ class VisualGrid:
         """
         return self._paint(scores, self.boxes.numpy(), self.image_size, levels, fill)
 
-    def view_map(self, scores: Scores, levels: str | Sequence[str] | None = None,
-                 fill: float = float("nan")) -> Float[np.ndarray, "*batch height width"]:
+    def view_map(
+        self, scores: Scores, levels: str | Sequence[str] | None = None, fill: float = float("nan")
+    ) -> Float[np.ndarray, "*batch height width"]:
         """Token scores as constant boxes on a canvas of the view's size (model pixels); else as `heatmap`."""
         return self._paint(scores, self.view.from_image(self.boxes.numpy()), self.view.size, levels, fill)
 
-    def as_grid(self, scores: Scores, level: int | str = 0,
-                unplaced: float | None = None) -> Float[np.ndarray, "*batch rows cols"]:
+    def as_grid(
+        self, scores: Scores, level: int | str = 0, unplaced: float | None = None
+    ) -> Float[np.ndarray, "*batch rows cols"]:
         """Token scores as the rows × cols raster of one level (an index, or a name that only one level has).
 
         Cells without a place keep their score, or become `unplaced` where that is given (-inf, say, keeps a
@@ -246,8 +256,10 @@ class VisualGrid:
     def _paint(self, scores, boxes, size, levels, fill):
         scores, placed = token_scores(scores, len(self)), self.placed.numpy()
         if not np.isfinite(scores[..., placed]).all():
-            raise ValueError("expected a finite score for every token with a place, found NaN or infinity:"
-                             " draw weights (attention after the softmax), not masked logits")
+            raise ValueError(
+                "expected a finite score for every token with a place, found NaN or infinity:"
+                " draw weights (attention after the softmax), not masked logits"
+            )
         scores = np.where(placed, scores, 0.0)
         total, weight = np.zeros((*scores.shape[:-1], size[1], size[0])), np.zeros((size[1], size[0]))
         for level in self._named(levels):
@@ -281,8 +293,10 @@ def token_scores(scores: Scores, tokens: int) -> Float[np.ndarray, "*batch token
     if isinstance(scores, Tensor):
         scores = scores.detach().cpu().double().numpy()
     if not scores.ndim or scores.shape[-1] != tokens:
-        raise ValueError(f"expected scores over {tokens} visual tokens, found shape {tuple(scores.shape)}:"
-                         " index the row with grid.positions first")
+        raise ValueError(
+            f"expected scores over {tokens} visual tokens, found shape {tuple(scores.shape)}:"
+            " index the row with grid.positions first"
+        )
     return scores.astype(np.float64)
 
 
@@ -340,21 +354,27 @@ def _check_positions(positions: Tensor) -> None:
     if positions.ndim != 1:
         raise ValueError(f"expected positions of shape (token,), found {tuple(positions.shape)}")
     if len(positions) and (positions[0] < 0 or (positions.diff() <= 0).any()):
-        raise ValueError(f"expected strictly increasing positions ≥ 0, found {positions[:8].tolist()}…:"
-                         " take them in sequence order, each once")
+        raise ValueError(
+            f"expected strictly increasing positions ≥ 0, found {positions[:8].tolist()}…:"
+            " take them in sequence order, each once"
+        )
 
 
 def _check_token_boxes(boxes: Tensor, tokens: int, image_size: tuple[int, int]) -> None:
     if tuple(boxes.shape) != (tokens, 4):
-        raise ValueError(f"expected boxes of shape ({tokens}, 4) for {tokens} positions, found"
-                         f" {tuple(boxes.shape)}: the grid and the prompt count image tokens differently")
+        raise ValueError(
+            f"expected boxes of shape ({tokens}, 4) for {tokens} positions, found"
+            f" {tuple(boxes.shape)}: the grid and the prompt count image tokens differently"
+        )
     boxes = boxes[~boxes.isnan().all(1)]
     low, high = -ROUNDING, torch.tensor([*image_size] * 2) + ROUNDING
     good = (boxes[:, :2] < boxes[:, 2:]).all(1) & ((boxes >= low) & (boxes <= high)).all(1)
     if len(bad := boxes[~good]):
-        raise ValueError(f"expected token boxes xyxy inside the {image_size[0]}×{image_size[1]} image, or"
-                         f" four NaN, found {len(bad)} others, first {bad[0].tolist()}: clip them, and give a"
-                         " token that sees only padding four NaN")
+        raise ValueError(
+            f"expected token boxes xyxy inside the {image_size[0]}×{image_size[1]} image, or"
+            f" four NaN, found {len(bad)} others, first {bad[0].tolist()}: clip them, and give a"
+            " token that sees only padding four NaN"
+        )
 
 
 def _check_levels(grid: VisualGrid) -> None:
@@ -368,8 +388,10 @@ def _check_levels(grid: VisualGrid) -> None:
         raster = np.stack(np.broadcast_arrays(cols[:, 0], rows[:, :1], cols[:, 1], rows[:, 1:]), -1)
         raster[np.isnan(raster).any(-1)] = np.nan
         if not np.allclose(raster, boxes[tokens], rtol=0, atol=ROUNDING, equal_nan=True):
-            raise ValueError(f"the boxes of {level} are no raster: cells of one row must share their y-edges,"
-                             " cells of one column their x-edges (are the tokens in reading order?)")
+            raise ValueError(
+                f"the boxes of {level} are no raster: cells of one row must share their y-edges,"
+                " cells of one column their x-edges (are the tokens in reading order?)"
+            )
     if (owners > 1).any():
         raise ValueError(f"token {owners.argmax()} belongs to {owners.max()} levels of {grid}")
     if stray := int((grid.placed.numpy() & (owners == 0)).sum()):

@@ -49,8 +49,10 @@ def denoise(scores: Grids, factor: float = 10.0) -> Grids:
     Raises ValueError for scores that are negative or not finite: the rule compares ratios of attention.
     """
     if not (np.isfinite(scores).all() and (scores >= 0).all()):
-        raise ValueError("expected finite scores ≥ 0 to denoise (attention weights), found a negative, NaN or"
-                         " infinite one: the rule is a ratio; use denoise=False for signed scores")
+        raise ValueError(
+            "expected finite scores ≥ 0 to denoise (attention weights), found a negative, NaN or"
+            " infinite one: the rule is a ratio; use denoise=False for signed scores"
+        )
     if min(scores.shape[-2:]) < 3:
         return scores.copy()
     padded = np.pad(scores, [(0, 0)] * (scores.ndim - 2) + [(1, 1), (1, 1)], mode="edge")
@@ -83,8 +85,9 @@ def smooth(canvas: Canvas, sigma: float = 0.5, boundary: str = "nearest") -> Can
     if boundary not in BOUNDARIES:
         raise ValueError(f"expected a boundary among {', '.join(BOUNDARIES)}, found {boundary!r}")
     if not 0 <= sigma <= 5:
-        raise ValueError(f"expected sigma as a share of the shorter side, 0 to 5, found {sigma}: is"
-                         " it in pixels?")
+        raise ValueError(
+            f"expected sigma as a share of the shorter side, 0 to 5, found {sigma}: is it in pixels?"
+        )
     if sigma == 0:
         return canvas.copy()
     pixels = sigma * min(canvas.shape[-2:])
@@ -111,24 +114,33 @@ def onto_image(canvas: Float[np.ndarray, "*batch view_height view_width"], grid:
     model sees the original pixel for pixel the map comes back bit by bit.
     """
     if canvas.shape[-2:] != grid.view.size[::-1]:
-        raise ValueError(f"expected a canvas (height, width) of {grid.view.size[::-1]}, the picture that the"
-                         f" model sees, found {canvas.shape[-2:]}")
+        raise ValueError(
+            f"expected a canvas (height, width) of {grid.view.size[::-1]}, the picture that the"
+            f" model sees, found {canvas.shape[-2:]}"
+        )
     if grid.view.is_whole(grid.image_size):
         return canvas.copy()
     (width, height), (x0, y0, x1, y1) = grid.image_size, grid.view.box
     scale = np.array([canvas.shape[-2] / (y1 - y0), canvas.shape[-1] / (x1 - x0)])
     # a pixel's centre is half a pixel into it, on either side of the map
     offset = (0.5 - np.array([y0, x0])) * scale - 0.5
-    resample = partial(ndimage.affine_transform, matrix=scale, offset=offset, output_shape=(height, width),
-                       order=1, mode="nearest")
+    resample = partial(
+        ndimage.affine_transform,
+        matrix=scale,
+        offset=offset,
+        output_shape=(height, width),
+        order=1,
+        mode="nearest",
+    )
     maps = [resample(one) for one in canvas.reshape(-1, *canvas.shape[-2:])]
     ys, xs = np.arange(height) + 0.5, np.arange(width) + 0.5
     inside = np.outer((ys >= y0) & (ys <= y1), (xs >= x0) & (xs <= x1))
     return np.where(inside, np.reshape(maps, (*canvas.shape[:-2], height, width)), 0.0)
 
 
-def evidence_map(scores: Scores, grid: VisualGrid, *, denoise: bool = True, sigma: float = 0.5,
-                 boundary: str = "nearest") -> Canvas:
+def evidence_map(
+    scores: Scores, grid: VisualGrid, *, denoise: bool = True, sigma: float = 0.5, boundary: str = "nearest"
+) -> Canvas:
     """Where the evidence is, in [0, 1], for every pixel of the original image (VEA, steps C and D).
 
     denoise (each level's grid by itself) → paint → smooth → normalize → onto_image. The paper's ablations are
@@ -143,8 +155,9 @@ def evidence_map(scores: Scores, grid: VisualGrid, *, denoise: bool = True, sigm
     return onto_image(normalize(smooth(paint(scores, grid), sigma, boundary)), grid)
 
 
-def denoise_tokens(scores: Scores, grid: VisualGrid,
-                   factor: float = 10.0) -> Float[np.ndarray, "*batch token"]:
+def denoise_tokens(
+    scores: Scores, grid: VisualGrid, factor: float = 10.0
+) -> Float[np.ndarray, "*batch token"]:
     """`denoise` on each level's raster of a grid, token scores to token scores.
 
     Rows and columns that see only padding are left out: they are no neighbours of the picture's tokens.
@@ -159,8 +172,9 @@ def denoise_tokens(scores: Scores, grid: VisualGrid,
     return result
 
 
-def highlight(image: Image.Image, evidence: Float[np.ndarray, "height width"],
-              alpha: float = 0.5) -> Image.Image:
+def highlight(
+    image: Image.Image, evidence: Float[np.ndarray, "height width"], alpha: float = 0.5
+) -> Image.Image:
     """Dim an image where the evidence map is dark: Î = (α + (1 − α) · ẽ) · I (VEA, step E).
 
     Args:
@@ -200,7 +214,7 @@ class Window:
         if min(self.row, self.col) < 0 or self.row + self.rows > shape[0] or self.col + self.cols > shape[1]:
             raise ValueError(f"{self} reaches outside a grid of {shape[0]}×{shape[1]} tokens")
         mask = np.zeros(shape, dtype=bool)
-        mask[self.row:self.row + self.rows, self.col:self.col + self.cols] = True
+        mask[self.row : self.row + self.rows, self.col : self.col + self.cols] = True
         return mask
 
 
@@ -220,8 +234,10 @@ def best_windows(scores: Grids, size: tuple[int, int] = (2, 2)) -> list[Window]:
     sums = sums.reshape(-1, *sums.shape[-2:])
     best = sums.reshape(len(sums), -1).max(axis=1)
     if not np.isfinite(best).all():
-        raise ValueError("expected a window with a finite sum in every grid, found the best sums"
-                         f" {best[~np.isfinite(best)].tolist()}")
+        raise ValueError(
+            "expected a window with a finite sum in every grid, found the best sums"
+            f" {best[~np.isfinite(best)].tolist()}"
+        )
     return [Window(*divmod(int(one.argmax()), one.shape[1]), *size) for one in sums]
 
 
@@ -230,8 +246,12 @@ def best_window(scores: Float[np.ndarray, "rows cols"], size: tuple[int, int] = 
     return best_windows(scores, size)[0]
 
 
-def random_window(rng: np.random.Generator, shape: tuple[int, int], size: tuple[int, int] = (2, 2),
-                  avoid: Bool[np.ndarray, "rows cols"] | None = None) -> Window:
+def random_window(
+    rng: np.random.Generator,
+    shape: tuple[int, int],
+    size: tuple[int, int] = (2, 2),
+    avoid: Bool[np.ndarray, "rows cols"] | None = None,
+) -> Window:
     """A window of `size` in a level of `shape`, uniform among those with no cell in `avoid`: the control.
 
     Raises ValueError when no such window is left.
@@ -242,8 +262,10 @@ def random_window(rng: np.random.Generator, shape: tuple[int, int], size: tuple[
         raise ValueError(f"expected avoid as a mask of {tuple(shape)}, found {taken.shape}")
     free = np.argwhere(window_sums(taken, size) == 0)
     if not len(free):
-        raise ValueError(f"no window of {size[0]}×{size[1]} tokens in {shape[0]}×{shape[1]} keeps off the"
-                         f" {int(taken.sum())} cells to avoid")
+        raise ValueError(
+            f"no window of {size[0]}×{size[1]} tokens in {shape[0]}×{shape[1]} keeps off the"
+            f" {int(taken.sum())} cells to avoid"
+        )
     row, col = rng.choice(free)
     return Window(int(row), int(col), *size)
 
@@ -265,8 +287,9 @@ def window_box(grid: VisualGrid, window: Window, level: int | str = 0) -> Box:
     return x0, y0, x1, y1
 
 
-def window_mask_map(grid: VisualGrid, window: Window,
-                    level: int | str = 0) -> Float[np.ndarray, "height width"]:
+def window_mask_map(
+    grid: VisualGrid, window: Window, level: int | str = 0
+) -> Float[np.ndarray, "height width"]:
     """The window as an evidence map of the original image: 1 inside, 0 outside, a border pixel its share."""
     x0, y0, x1, y1 = window_box(grid, window, level)
     width, height = grid.image_size

@@ -46,8 +46,14 @@ class Locality(NamedTuple):
 def locality(scores: Scores, labels: Labels) -> Locality:
     """Every metric of scores at once, from one sort. Scores ≥ 0: attention over the image tokens, say."""
     ranks, sums = _rank(scores, labels), _sums(scores, labels)
-    return Locality(_auroc(ranks), _average_precision(ranks), _ndcg(ranks), _mass(sums), _density_ratio(sums),
-                    _pointing(ranks))
+    return Locality(
+        _auroc(ranks),
+        _average_precision(ranks),
+        _ndcg(ranks),
+        _mass(sums),
+        _density_ratio(sums),
+        _pointing(ranks),
+    )
 
 
 def auroc(scores: Scores, labels: Labels) -> Metric:
@@ -127,8 +133,10 @@ def _beaten_by(scores: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
     """For each value: how many of the scores are greater, and how many at least as great."""
     ordered, values = _ascending(scores), values.contiguous()
     total = scores.shape[-1]
-    return (total - torch.searchsorted(ordered, values, right=True),
-            total - torch.searchsorted(ordered, values, right=False))
+    return (
+        total - torch.searchsorted(ordered, values, right=True),
+        total - torch.searchsorted(ordered, values, right=False),
+    )
 
 
 def _ascending(scores: Tensor) -> Tensor:
@@ -204,8 +212,10 @@ def _check(scores: Tensor) -> Tensor:
     # min and max carry NaN along, and cost less than a mask of what is finite
     if scores.numel() and not torch.stack(scores.aminmax()).isfinite().all():
         wrong = int((~scores.isfinite()).sum())
-        raise ValueError(f"expected finite scores, found {wrong} that are NaN or infinite: index the visual"
-                         " tokens, and give weights instead of masked logits")
+        raise ValueError(
+            f"expected finite scores, found {wrong} that are NaN or infinite: index the visual"
+            " tokens, and give weights instead of masked logits"
+        )
     scores = scores.detach()
     return scores.float() if scores.dtype in (torch.float16, torch.bfloat16) else scores
 
@@ -234,8 +244,10 @@ def token_f1(prediction: str, answers: str | Sequence[str]) -> float:
 
     Words count as often as they occur. Two texts without words are equal (1.0); one without words scores 0.0.
     """
-    return max(_f1(normalize_answer(prediction).split(), normalize_answer(answer).split())
-               for answer in _answers(answers))
+    return max(
+        _f1(normalize_answer(prediction).split(), normalize_answer(answer).split())
+        for answer in _answers(answers)
+    )
 
 
 def _f1(prediction: list[str], answer: list[str]) -> float:

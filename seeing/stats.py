@@ -60,8 +60,10 @@ def mcnemar(base: Numbers, other: Numbers) -> McNemar:
     """
     base, other = _pair(base, other)
     if not (_is_binary(base) and _is_binary(other)):
-        raise ValueError("expected right/wrong as bools or 0/1, found other values: McNemar's test compares"
-                         " outcomes, for graded scores use paired_difference")
+        raise ValueError(
+            "expected right/wrong as bools or 0/1, found other values: McNemar's test compares"
+            " outcomes, for graded scores use paired_difference"
+        )
     fixed, broken = int(((base == 0) & (other == 1)).sum()), int(((base == 1) & (other == 0)).sum())
     p = float(binomtest(fixed, fixed + broken).pvalue) if fixed + broken else 1.0
     return McNemar(fixed, broken, len(base), p)
@@ -107,7 +109,7 @@ def _newcombe(base: np.ndarray, other: np.ndarray, level: float) -> Interval:
     excess = both * neither - only_other * only_base
     # a positive correlation shortens the interval: it is shrunk first by the continuity correction n / 2
     excess = max(excess - n / 2, 0.0) if excess > 0 else excess
-    phi = excess / margins ** 0.5 if margins else 0.0
+    phi = excess / margins**0.5 if margins else 0.0
     down = ((p1 - low1) ** 2 - 2 * phi * (p1 - low1) * (high2 - p2) + (high2 - p2) ** 2) ** 0.5
     up = ((high1 - p1) ** 2 - 2 * phi * (high1 - p1) * (p2 - low2) + (p2 - low2) ** 2) ** 0.5
     return Interval(p1 - p2 - down, p1 - p2 + up)
@@ -158,21 +160,23 @@ def bootstrap_mean(values: Numbers, seed: int, level: float = 0.95, resamples: i
 def _percentiles(rows: np.ndarray, seed: int, level: float, resamples: int) -> np.ndarray:
     rng, n = np.random.default_rng(seed), rows.shape[1]
     means = np.empty((resamples, len(rows)))
-    block = max(1, 2 ** 22 // n)  # so many resamples at a time that their counts stay near 32 MB
+    block = max(1, 2**22 // n)  # so many resamples at a time that their counts stay near 32 MB
     for start in range(0, resamples, block):
         size = min(block, resamples - start)
         draws = rng.integers(n, size=(size, n)) + n * np.arange(size)[:, None]
         # how often each sample was drawn: one matrix product then gives the means of all rows
         counts = np.bincount(draws.ravel(), minlength=size * n).reshape(size, n)
-        means[start:start + size] = counts.astype(np.float64) @ rows.T / n
+        means[start : start + size] = counts.astype(np.float64) @ rows.T / n
     return np.quantile(means, [(1 - level) / 2, (1 + level) / 2], axis=0)
 
 
 def _pair(base: Numbers, other: Numbers) -> tuple[np.ndarray, np.ndarray]:
     base, other = np.asarray(base, dtype=np.float64), np.asarray(other, dtype=np.float64)
     if base.ndim != 1 or base.shape != other.shape or not len(base):
-        raise ValueError(f"expected n ≥ 1 values each for the same samples, found the shapes {base.shape} and"
-                         f" {other.shape}: give both methods every sample, in the same order")
+        raise ValueError(
+            f"expected n ≥ 1 values each for the same samples, found the shapes {base.shape} and"
+            f" {other.shape}: give both methods every sample, in the same order"
+        )
     if not (np.isfinite(base).all() and np.isfinite(other).all()):
         raise ValueError("expected finite values, found NaN or infinity: drop the pair from both lists")
     return base, other

@@ -12,30 +12,28 @@ change pictures before the processor, and runs as one intervention beside the pa
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from greenlet import GreenletExit
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from nnsight import TransformersModel
 from nnsight.intervention.interleaver import Mediator
 from torch import Tensor, nn
 from transformers import Cache
 
 from seeing import sites
+from seeing.config import Config, StackConfig, config_of
 from seeing.data.images import ImageLike
 from seeing.data.samples import EvidenceSample
 from seeing.families import Family
 from seeing.grid import Box
 from seeing.names import Name, expand
 from seeing.prompt import BadPrompt, Prompt, Template, Turn, build
+from seeing.queries import Queries, positions
 from seeing.views import StackView, View
-
-#: Which query rows to read: "last", "all", a span's name, or positions or a mask, the same for all
-#: items of a batch or one row an item.
-Queries = str | int | slice | Sequence | Int[Tensor, "*batch rows"] | Bool[Tensor, "*batch pos"]
 
 
 @runtime_checkable
@@ -57,26 +55,6 @@ class Edits(Protocol):
 
     def compile(self, vlm: VLM) -> Program:
         """Check the edits against the model. Raises when they don't fit."""
-
-
-@dataclass(frozen=True)
-class StackConfig:
-    """The sizes of one stack."""
-
-    n_layers: int
-    n_heads: int
-    n_kv_heads: int
-    d_head: int
-    d_model: int
-
-
-@dataclass(frozen=True)
-class Config(StackConfig):
-    """The sizes of a model: the text stack's own, ``d_vocab``, and ``vision``."""
-
-    d_vocab: int
-    vision: StackConfig
-    family: str
 
 
 class Answer(str):
@@ -135,7 +113,7 @@ class VLM(TransformersModel):
         super().__init__(model, task="image-text-to-text", processor=processor)
         self.family = family
         self.sites = sites.build(family, model, lambda module: self.interleaver.envoys[id(module)])
-        self.cfg = _config(family, model)
+        self.cfg = config_of(family, model)
         #: What was added by `with_edits`, or None.
         self.edits: Edits | None = None
         self._program: Program | None = None
@@ -393,60 +371,4 @@ class VLM(TransformersModel):
         return run
 
 
-def positions(
-    queries: Queries, length: int, device: torch.device
-) -> Int[Tensor, "rows"] | Int[Tensor, "batch rows"] | None:
-    """Positions among ``length`` tokens: None for all, one set for the batch, or one an item."""
-    if isinstance(queries, str):
-        queries = slice(None) if queries == "all" else -1
-    if isinstance(queries, slice):
-        found = torch.arange(length)[queries]
-    else:
-        found = torch.as_tensor(queries)
-        if found.dtype == torch.bool:
-            found = _true(found, length)
-        elif found.numel() and (found.is_floating_point() or found.is_complex()):
-            raise TypeError(f"queries are whole numbers or a mask, got {found.dtype}")
-        if found.numel() and not (-length <= found.min() and found.max() < length):
-            raise IndexError(f"queries {found.tolist()} reach outside the {length} tokens that are there")
-        found = (found.reshape(-1) if found.ndim < 2 else found).long() % length
-    if found.numel() == 0:
-        raise ValueError(f"queries {queries!r} selects none of {length} tokens")
-    return None if isinstance(queries, slice) and len(found) == length else found.to(device)
-
-
-def _true(mask: Tensor, length: int) -> Tensor:
-    """A mask (pos) or (batch, pos) as positions."""
-    if mask.shape[-1] != length:
-        raise IndexError(f"a mask over {mask.shape[-1]} tokens does not fit the {length} that are there")
-    counts = mask.sum(-1)
-    if (counts != counts.reshape(-1)[0]).any():
-        raise BadPrompt(
-            f"the rows of this batch select {counts.tolist()} tokens; read them one prompt at a time, "
-            f"or give positions, as many in each"
-        )
-    return mask.nonzero()[:, -1].reshape(*mask.shape[:-1], -1)
-
-
-def _config(family: Family, model: nn.Module) -> Config:
-    def sizes(stack, config) -> dict[str, int]:
-        d_head = getattr(config, "head_dim", None) or config.hidden_size // stack.n_heads
-        return dict(
-            n_layers=len(stack),
-            n_heads=stack.n_heads,
-            n_kv_heads=stack.n_kv_heads,
-            d_head=d_head,
-            d_model=config.hidden_size,
-        )
-
-    text = model.get_decoder().config
-    vision = sizes(family.vision(model), model.get_encoder(modality="image").config)
-    return Config(
-        **sizes(family.text(model), text),
-        d_vocab=text.vocab_size,
-        vision=StackConfig(**vision),
-        family=family.name,
-    )
-
-
-__all__ = ["VLM", "Answer", "Config", "Edits", "Mapping", "Prefill", "Program"]
+__all__ = ["VLM", "Answer", "Config", "Edits", "Prefill", "Program", "Queries", "StackConfig"]
