@@ -12,7 +12,8 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, fields
 from pathlib import Path
 
@@ -99,8 +100,11 @@ def _shards(stage: Stage, seed: int, rank: int, workers: int, step: int) -> Plat
 
 
 def _worker(rank: int, workers: int, options: argparse.Namespace, meeting: str) -> None:
-    torch.set_num_threads(1)
-    torch.set_flush_denormal(True)
+    with _one_quick_thread():
+        _train(rank, workers, options, meeting)
+
+
+def _train(rank: int, workers: int, options: argparse.Namespace, meeting: str) -> None:
     if workers > 1:
         dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=workers)
     # Every worker draws the same weights, so none needs to be sent.
@@ -134,6 +138,19 @@ def _worker(rank: int, workers: int, options: argparse.Namespace, meeting: str) 
             dist.barrier()
     if workers > 1:
         dist.destroy_process_group()
+
+
+@contextmanager
+def _one_quick_thread() -> Iterator[None]:
+    """One thread, and denormal numbers taken as zero, until the work is done: both are the process's."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(False)
+        torch.set_num_threads(threads)
 
 
 class _Log:
