@@ -72,6 +72,7 @@ def profile(
 def profile_of(found: Evidence, top: float = 0.1) -> Profile:
     """The profile that an evidence probe gives."""
     auroc = found.layers.auroc
-    count = math.ceil(top * len(auroc))
+    # 0.07 · 100 is 7.000000000000001, which is no eighth layer
+    count = max(1, math.ceil(top * len(auroc) - 1e-9))
     best = auroc.argsort(descending=True, stable=True)[:count]
     return Profile(tuple(sorted(best.tolist())), auroc, found.auroc, found.n, found)

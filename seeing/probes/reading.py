@@ -47,6 +47,9 @@ def read_samples(
     """Each batch of samples with the rows of its last prompt tokens. Memory holds one batch at a time."""
     done = 0
     for batch in batched(samples, batch_size):
+        for sample in batch:
+            if not isinstance(sample, EvidenceSample):
+                raise TypeError(f"a probe takes EvidenceSamples, got {type(sample).__name__}")
         yield batch, read_rows(vlm, vlm.prompts(batch, template=template))
         done += len(batch)
         if progress is not None:
