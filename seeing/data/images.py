@@ -7,6 +7,7 @@ place, and what can't be is refused with the reason, before anything runs.
 
 from __future__ import annotations
 
+import struct
 import warnings
 from os import PathLike
 from pathlib import Path
@@ -19,6 +20,13 @@ ImageLike = Image.Image | np.ndarray | str | PathLike
 
 #: Pixels. Above this a file is refused rather than decoded: a small file can claim any size.
 MAX_PIXELS = 100_000_000
+
+
+#: What Pillow's decoders raise on broken bytes, beside errors of their own.
+_BROKEN = (
+    *(OSError, SyntaxError, ValueError, RuntimeError, TypeError, EOFError, LookupError, ArithmeticError),
+    *(struct.error, Image.DecompressionBombError),
+)
 
 
 class BadImage(ValueError):
@@ -45,15 +53,22 @@ def load_image(image: ImageLike) -> Image.Image:
     width, height = opened.size
     if not 0 < width * height <= MAX_PIXELS:
         raise BadImage(f"the image is {width}×{height}; expected between 1 and {MAX_PIXELS:,} pixels")
+    if opened.mode.startswith("I") or opened.mode == "F":
+        raise BadImage(
+            f"the image has mode {opened.mode!r} (more than 8 bits a channel); convert it to RGB first"
+        )
     try:
         return _rgb(ImageOps.exif_transpose(opened))
-    except (OSError, SyntaxError, ValueError) as error:
+    except _BROKEN as error:
         raise BadImage(f"the image can't be decoded: {error}") from error
 
 
 def _from_file(path: Path) -> Image.Image:
-    if not path.exists():
-        raise BadImage(f"no such image file: {path}")
+    try:
+        if not path.exists():
+            raise BadImage(f"no such image file: {path}")
+    except OSError as error:  # a name that no file system takes: a URL or a file's content, say
+        raise BadImage(f"no such image file: {path!s:.80} ({error.strerror})") from error
     if path.is_dir():
         raise BadImage(f"{path} is a folder, expected an image file")
     try:
@@ -62,7 +77,7 @@ def _from_file(path: Path) -> Image.Image:
             return Image.open(path)
     except UnidentifiedImageError as error:
         raise BadImage(f"{path} is not an image that Pillow can read") from error
-    except (OSError, Image.DecompressionBombError) as error:
+    except _BROKEN as error:
         raise BadImage(f"{path} can't be opened: {error}") from error
 
 
@@ -79,10 +94,6 @@ def _from_array(array: np.ndarray) -> Image.Image:
 
 
 def _rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I") or image.mode == "F":
-        raise BadImage(
-            f"the image has mode {image.mode!r} (more than 8 bits a channel); convert it to RGB first"
-        )
     if "A" in image.getbands() or "transparency" in image.info:
         rgba = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
