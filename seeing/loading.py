@@ -6,13 +6,17 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
-from seeing.families import find
+from seeing.families import UnknownFamily, family_of, find
 from seeing.proof import prove
 from seeing.vlm import VLM
 from seeing.zoo import ZOO, open_zoo
+
+#: Keyword arguments of ``from_pretrained`` that say where a checkpoint is, not how to open its weights.
+_WHERE = ("revision", "trust_remote_code", "token", "cache_dir", "local_files_only")
 
 
 class CannotLoad(ValueError):
@@ -49,6 +53,11 @@ def _open(x: Any, kwargs: dict[str, Any]) -> tuple[nn.Module, Any]:
             raise CannotLoad(
                 f"a pair is (model, processor), got ({', '.join(type(one).__name__ for one in x)})"
             )
+        if not (hasattr(x[1], "tokenizer") and hasattr(x[1], "image_processor")):
+            raise CannotLoad(
+                f"the processor of a pair holds a tokenizer and an image_processor (a LlavaProcessor, say), "
+                f"got {type(x[1]).__name__}"
+            )
         if kwargs:
             raise CannotLoad(f"a model that is loaded already takes no {', '.join(kwargs)}")
         return x
@@ -57,21 +66,39 @@ def _open(x: Any, kwargs: dict[str, Any]) -> tuple[nn.Module, Any]:
     if x in ZOO:
         return open_zoo(x, **kwargs)
     where = str(x)
-    if Path(where).exists() and not (Path(where) / "config.json").is_file():
-        raise CannotLoad(f"{where} is no folder of a saved model: it holds no config.json")
-    if not Path(where).exists() and (where.count("/") != 1 or where.startswith((".", "/", "~"))):
+    if _exists(where) and not (Path(where) / "config.json").is_file():
+        raise CannotLoad(f"{where!r} is no folder of a saved model: it holds no config.json")
+    if not _exists(where) and (where.count("/") != 1 or where.startswith((".", "/", "~"))):
         raise CannotLoad(
-            f"no model {where!r}: no such folder, and not an embedded model ({', '.join(ZOO)}); "
+            f"no model {where[:200]!r}: no such folder, and not an embedded model ({', '.join(ZOO)}); "
             f"a hub id looks like 'llava-hf/llava-1.5-7b-hf'"
         )
-    shared = {key: kwargs[key] for key in ("revision", "trust_remote_code", "token") if key in kwargs}
+    shared = {key: kwargs[key] for key in _WHERE if key in kwargs}
     try:
-        model = AutoModelForImageTextToText.from_pretrained(where, use_safetensors=True, **kwargs)
+        # Before gigabytes of weights are read: is it a kind that a family speaks for?
+        config = AutoConfig.from_pretrained(where, **shared)
+        family_of(config.model_type, type(config).__name__)
         processor = AutoProcessor.from_pretrained(where, **shared)
-    except (OSError, ValueError, ImportError) as error:
+        model, report = AutoModelForImageTextToText.from_pretrained(
+            where, use_safetensors=True, output_loading_info=True, **kwargs
+        )
+    except UnknownFamily:
+        raise
+    except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
         reason = str(error).strip().split("\n")[0]
         raise CannotLoad(
             f"can't load {where!r}: {reason} (the embedded models are {', '.join(ZOO)}; otherwise give a "
             f"folder that save_pretrained wrote, or a hub id)"
         ) from error
+    if missing := sorted(report["missing_keys"]):
+        raise CannotLoad(
+            f"{where!r} lacks {len(missing)} weights, first {missing[0]!r}: they would be random numbers"
+        )
     return model, processor
+
+
+def _exists(where: str) -> bool:
+    try:
+        return Path(where).exists()
+    except OSError:  # longer than any file system takes
+        return False

@@ -15,14 +15,16 @@ FAMILIES: tuple[Family, ...] = (Llava(),)
 
 def find(model: nn.Module) -> Family:
     """The family that speaks for ``model``. Raises `UnknownFamily` with the supported list."""
-    model_type = getattr(getattr(model, "config", None), "model_type", None)
+    return family_of(getattr(getattr(model, "config", None), "model_type", None), type(model).__name__)
+
+
+def family_of(model_type: str | None, owner: str) -> Family:
+    """The family that reads ``model_type``, as ``owner`` calls its kind. Raises `UnknownFamily`."""
     for family in FAMILIES:
         if model_type in family.model_types:
             return family
     supported = ", ".join(sorted(kind for family in FAMILIES for kind in family.model_types))
-    raise UnknownFamily(
-        f"no family reads model_type {model_type!r} ({type(model).__name__}); supported: {supported}"
-    )
+    raise UnknownFamily(f"no family reads model_type {model_type!r} ({owner}); supported: {supported}")
 
 
-__all__ = ["FAMILIES", "Family", "FamilyContractError", "Stack", "UnknownFamily", "find"]
+__all__ = ["FAMILIES", "Family", "FamilyContractError", "Stack", "UnknownFamily", "family_of", "find"]
