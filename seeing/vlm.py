@@ -221,11 +221,14 @@ class VLM(TransformersModel):
         wanted = expand(names, self.names())
         rows = self._rows_of(prompt, wanted, queries)
         values: dict[str, Any] = {}
-        with torch.no_grad(), self.trace(prompt, use_cache=True, logits_to_keep=1) as tracer:
+        # By generate, though it decodes nothing more: left-padded rows then get the positions that decoding
+        # goes on from, where a plain forward counts the padding in.
+        settings = dict(max_new_tokens=1, do_sample=False, return_dict_in_generate=True, output_logits=True)
+        with torch.no_grad(), self.generate(prompt, **settings) as tracer:
             self._read(values, rows, None, None)
             values["result"] = tracer.result
         result = values.pop("result")
-        return Prefill(values, result.past_key_values, result.logits[:, -1])
+        return Prefill(values, result.past_key_values, result.logits[0])
 
     def _read(self, values, rows, device, dtype) -> None:
         for name, chosen in rows.items():
