@@ -37,6 +37,7 @@ class OracleHighlight(Method):
     about = "dim all but the annotated evidence"
 
     def answer(self, vlm: VLM, prompt: Prompt) -> Answers:
+        prompt.evidence()  # refuses a row whose evidence is unknown or out of sight: all of it would be dim
         maps = [box_map(turn.images[0].size, turn.boxes) for turn in prompt.turns]
         return vlm.with_edits(Highlight(maps, self.alpha)).answer(prompt)
 
