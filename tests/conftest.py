@@ -132,13 +132,14 @@ def on_canvas(sample: EvidenceSample, size: tuple[int, int], corner: tuple[int, 
 
 
 def uneven(seed: int = 0):
-    """A model of the embedded shape with random weights, attention far from uniform."""
+    """The embedded model's shape, random weights: attention far from uniform, some answers stop early."""
     torch.manual_seed(seed)
     model = build_model()
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if weight.ndim > 1:
                 weight.mul_(6.75 if "q_proj" in name or "k_proj" in name else 4.5)
+        model.lm_head.weight[EOS] *= 2
     return model.eval()
 
 
