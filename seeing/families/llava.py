@@ -130,9 +130,14 @@ def resized(settings: Any, width: int, height: int) -> tuple[int, int]:
     """(width, height) after the processor's resize."""
     if not settings.do_resize:
         return width, height
-    size = settings.size
-    if not size.get("shortest_edge"):
+    size = {key: value for key, value in dict(settings.size).items() if value}
+    if set(size) == {"height", "width"}:
         return size["width"], size["height"]
+    if set(size) != {"shortest_edge"}:
+        raise FamilyContractError(
+            f"llava: the image processor resizes to {size}; this family reads "
+            f"{{'shortest_edge'}} or {{'height', 'width'}}"
+        )
     short, long = min(width, height), max(width, height)
     shorter, longer = size["shortest_edge"], int(size["shortest_edge"] * long / short)
     return (shorter, longer) if width <= height else (longer, shorter)
