@@ -38,6 +38,9 @@ PAPER_TEMPLATES: Mapping[str, str] = {
     "the question. Question: {question}",
 }
 
+#: Marks a place in a text: a character of Unicode's private use.
+_MARK = "\ue000"
+
 #: How a question becomes the user's turn: a name ("qa", "vea"), a string with ``{question}``, or a function.
 Template = str | Callable[[str], str]
 
@@ -79,11 +82,11 @@ class Turn:
         boxes = tuple(tuple(float(edge) for edge in box) for box in (boxes if boxes is not None else ()))
         return cls(tuple(load_image(one) for one in images), question.strip(), boxes, template)
 
-    def instruction(self, templates: Mapping[str, str]) -> str:
-        """The user's turn: the question in its template."""
+    def instruction(self, templates: Mapping[str, str]) -> tuple[str, int]:
+        """The user's turn: the question in its template, and where in it the question starts."""
         template = self.template
         if template is None:
-            return self.question
+            return self.question, 0
         if callable(template):
             text = template(self.question)
         else:
@@ -93,10 +96,12 @@ class Turn:
                     f"template {template!r} is neither one of {', '.join(map(repr, templates))} nor a string "
                     f"with {{question}} in it"
                 )
-            text = pattern.replace("{question}", self.question)
+            before, _, after = pattern.rpartition("{question}")
+            before = before.replace("{question}", self.question)
+            return before + self.question + after, len(before)
         if self.question not in text:
             raise BadPrompt(f"the template dropped the question: {text!r} does not hold {self.question!r}")
-        return text
+        return text, text.rindex(self.question)
 
 
 class Spans(Mapping[str, Tensor]):
@@ -224,11 +229,11 @@ def build(
     if not turns:
         raise BadPrompt("a batch needs at least one prompt")
     templates = templates_of(model)
-    texts = [_render(processor, turn, turn.instruction(templates)) for turn in turns]
+    texts, starts = zip(*(_render(processor, turn, *turn.instruction(templates)) for turn in turns))
     bos = processor.tokenizer.bos_token
     special = not (bos and texts[0].startswith(bos))
     encoding = processor(
-        text=texts,
+        text=list(texts),
         images=[image for turn in turns for image in turn.images],
         return_tensors="pt",
         padding=True,
@@ -237,7 +242,9 @@ def build(
     )
     inputs = {key: value for key, value in encoding.items() if isinstance(value, Tensor)}
     image_id = family.image_token_id(model)
-    spans, grids, grid_rows = _label(family, model, processor, turns, texts, inputs, image_id, special)
+    spans, grids, grid_rows = _label(
+        family, model, processor, turns, texts, starts, inputs, image_id, special
+    )
     return Prompt(
         inputs,
         turns,
@@ -249,8 +256,24 @@ def build(
     )
 
 
-def _render(processor: Any, turn: Turn, instruction: str) -> str:
-    """The text of one row, with a placeholder for each picture."""
+def _render(processor: Any, turn: Turn, instruction: str, start: int) -> tuple[str, int]:
+    """The text of one row, with a placeholder for each picture, and where in it the question starts.
+
+    The same words may stand in the template too, so the place is marked, not searched for.
+    """
+    if processor.image_token in instruction:
+        raise BadPrompt(
+            f"the text {instruction!r} holds {processor.image_token!r}, which stands for a picture; leave it "
+            f"out, the pictures are put in front of the question"
+        )
+    text = _chat(processor, turn, instruction)
+    place = _chat(processor, turn, instruction[:start] + _MARK + instruction[start:]).find(_MARK)
+    if place < 0 or not text.startswith(turn.question, place):
+        raise BadPrompt(f"the chat template changed the question {turn.question!r}; it made {text!r}")
+    return text, place
+
+
+def _chat(processor: Any, turn: Turn, instruction: str) -> str:
     if getattr(processor, "chat_template", None) is None:
         return processor.image_token * len(turn.images) + "\n" + instruction
     content = [{"type": "image"} for _ in turn.images] + [{"type": "text", "text": instruction}]
@@ -259,20 +282,20 @@ def _render(processor: Any, turn: Turn, instruction: str) -> str:
     )
 
 
-def _label(family, model, processor, turns, texts, inputs, image_id, special):
+def _label(family, model, processor, turns, texts, starts, inputs, image_id, special):
     """Spans and grids of a batch."""
     ids = inputs["input_ids"]
     real = inputs["attention_mask"].bool()
     masks = {name: torch.zeros_like(real) for name in ("image", "question")}
     grids, grid_rows = [], []
-    for row, (turn, text) in enumerate(zip(turns, texts)):
+    for row, (turn, text, start) in enumerate(zip(turns, texts, starts)):
         row_ids = ids[row][real[row]]
         shift = ids.shape[1] - len(row_ids)
         images = _images(family, model, processor, turn, row_ids, image_id)
         runs = [len(positions) for positions in images]
-        masks["question"][row, _question(processor, turn, text, row_ids, image_id, runs, special) + shift] = (
-            True
-        )
+        question = (start, start + len(turn.question))
+        found = _question(processor, text, question, row_ids, image_id, runs, special)
+        masks["question"][row, found + shift] = True
         for number, positions in enumerate(images):
             grid = family.grid(model, processor, turn.images[number].size, positions).shifted(shift)
             grids.append(grid)
@@ -298,16 +321,13 @@ def _images(family, model, processor, turn, row_ids, image_id) -> list[Int[Tenso
     return list(positions.split(counts))
 
 
-def _question(processor, turn, text, row_ids, image_id, runs, special) -> Int[Tensor, "token"]:
+def _question(processor, text, question, row_ids, image_id, runs, special) -> Int[Tensor, "token"]:
     """The positions of the question's tokens in an unpadded row.
 
     The text before expansion is tokenized with its character offsets; a placeholder there is a run
     of image tokens in ``row_ids``, every other token is the same in both.
     """
-    start = text.rfind(turn.question)
-    if start < 0:
-        raise BadPrompt(f"the chat template changed the question {turn.question!r}; it made {text!r}")
-    end = start + len(turn.question)
+    start, end = question
     short = processor.tokenizer(text, return_offsets_mapping=True, add_special_tokens=special)
     _known_words(processor.tokenizer, text, short)
     found, place, runs = [], 0, iter(runs)
