@@ -23,6 +23,9 @@ from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+#: Scores from here down are masked: kernels write −inf, or the minimum of a dtype, float16's at least.
+HIDDEN = -3e4
+
 #: Rows: the same positions for every item of a batch, or one row of positions an item.
 Rows = Int[Tensor, "rows"] | Int[Tensor, "batch rows"]
 

@@ -8,7 +8,6 @@ are computed from the kernel's own arguments and put over its output.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,7 +16,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from seeing.edits.edit import RowEdit
-from seeing.edits.select import BadEdit, EmptySelection, Moment, Selector, layers_of, selector
+from seeing.edits.heads import heads_of
+from seeing.edits.select import BadEdit, Moment, layers_of, selector
 from seeing.vlm import VLM
 
 
@@ -25,18 +25,17 @@ from seeing.vlm import VLM
 class _Keyed(RowEdit):
     """Queries, keys, layers and heads: what the edits of this module share."""
 
-    keys: Selector | str | int | Sequence | Tensor
-    queries: Selector | str | int | Sequence | Tensor = "last"
+    keys: Any
+    queries: Any = "last"
     layers: Any = "all"
-    heads: int | Sequence[int] | None = None
+    heads: Any = None
     when: str = "both"
 
     def __post_init__(self):
         object.__setattr__(self, "keys", selector(self.keys))
         object.__setattr__(self, "queries", selector(self.queries))
         if self.heads is not None:
-            heads = (self.heads,) if isinstance(self.heads, int) else tuple(self.heads)
-            object.__setattr__(self, "heads", heads)
+            object.__setattr__(self, "heads", heads_of(self.heads))
         if isinstance(self.layers, list):
             object.__setattr__(self, "layers", tuple(self.layers))
         self._check_when()
@@ -50,11 +49,7 @@ class _Keyed(RowEdit):
 
     def key_mask(self, at: Moment) -> Tensor:
         """(batch, 1, 1, key), True at the keys chosen. Raises `EmptySelection` for a row that has none."""
-        mask = at.mask(self.keys)
-        empty = (~mask.any(1)).nonzero()[:, 0].tolist()
-        if empty:
-            raise EmptySelection(f"keys={self.keys!r} selects no position in row {empty[0]} of the prompt")
-        return mask[:, None, None, :]
+        return at.some(self.keys, "keys", decodes=self.when != "prompt")[:, None, None, :]
 
 
 @dataclass(frozen=True, kw_only=True)

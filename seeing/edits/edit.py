@@ -27,7 +27,7 @@ from nnsight.intervention.interleaver import Mediator
 from PIL import Image
 from torch import Tensor
 
-from seeing.attention import AttentionCall, EditedRows, softmax
+from seeing.attention import HIDDEN, AttentionCall, EditedRows, softmax
 from seeing.edits.select import BadEdit, Moment, Selector, read_last
 from seeing.names import Name
 from seeing.prompt import Prompt
@@ -96,6 +96,9 @@ class SiteEdit(Edit):
 
 class ImageEdit(Edit):
     """An edit of each row's first picture, before the processor."""
+
+    def check(self, n_rows: int) -> None:
+        """Raise `BadEdit` when the edit does not fit a batch of so many rows."""
 
     @abstractmethod
     def image(self, row: int, picture: Image.Image) -> Image.Image:
@@ -174,11 +177,18 @@ class KernelVisit:
                 f"{at.n_seen}; a static KV cache, or a prompt that is not the one that runs, can't be "
                 f"edited by position"
             )
-        queries = [at.mask(edit.queries)[:, call.first_query :] for edit in edits]
+        queries = [
+            at.some(edit.queries, "queries", decodes=edit.when != "prompt")[:, call.first_query :]
+            for edit in edits
+        ]
         if not queries or not (union := torch.stack(queries).any(0)).any():
             return None
         rows = union.any(0).nonzero()[:, 0]
         scores = call.scores(rows)
+        hidden = scores <= HIDDEN
+        # A mask of large negative numbers lets masked keys in where a cut leaves no others: they are taken
+        # away for good. Rows that see nothing to begin with (padding) stay as the kernel has them.
+        scores = scores.masked_fill(hidden & ~hidden.all(-1, keepdim=True), float("-inf"))
         changed = torch.zeros(scores.shape[:3], dtype=torch.bool, device=scores.device)
         for edit, mask in zip(edits, queries):
             chosen = mask[:, None, rows].expand_as(changed)
@@ -226,6 +236,8 @@ class Program:
                     at_kernel(layer).heads.append((edit, some))
             elif isinstance(edit, SiteEdit):
                 ordered.append((Name.parse(edit.site).order, SiteVisit(vlm.sites[edit.site], edit)))
+            for one in _selectors(edit):
+                one.fit(vlm.cfg.n_layers, vlm.cfg.n_heads)
             self._check_reads(edit)
             for layer in _reads(edit):
                 at_kernel(layer).read = True
@@ -246,6 +258,7 @@ class Program:
 
     def edit_images(self, prompt: Prompt) -> Prompt:
         for edit in self.images:
+            edit.check(len(prompt))
             prompt = prompt.with_images(edit.image)
         return prompt
 
@@ -272,8 +285,12 @@ class Program:
 
 def _reads(edit: Edit) -> frozenset[int]:
     """The layers that the selectors of an edit read."""
+    return frozenset().union(*(one.reads for one in _selectors(edit)))
+
+
+def _selectors(edit: Edit) -> list[Selector]:
     found = (getattr(edit, field.name) for field in fields(edit))
-    return frozenset().union(*(one.reads for one in found if isinstance(one, Selector)))
+    return [one for one in found if isinstance(one, Selector)]
 
 
 def chosen_rows(mask: Bool[Tensor, "batch pos"], n_tokens: int) -> Bool[Tensor, "batch tokens"]:

@@ -8,7 +8,7 @@ projection are zero.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from seeing.edits.edit import HeadEdit
-from seeing.edits.select import BadEdit, layers_of
+from seeing.edits.select import BadEdit, layers_of, whole
 from seeing.vlm import VLM
 
 HeadTable = tuple[tuple[int, tuple[int, ...]], ...]
@@ -32,11 +32,24 @@ def head_table(heads: Any) -> HeadTable:
     else:
         raise BadEdit(f"heads are a dict {{layer: [heads]}} or pairs (layer, head), got {heads!r}")
     table: dict[int, set[int]] = {}
-    for layer, some in pairs:
-        table.setdefault(layer, set()).update([some] if isinstance(some, int) else some)
-    if not table or not all(table.values()):
+    for pair in pairs:
+        if len(pair) != 2 or whole(pair[0]) is None or whole(pair[0]) < 0:
+            raise BadEdit(
+                f"heads are a dict {{layer: [heads]}} or pairs (layer, head), layers from 0; got {heads!r}"
+            )
+        table.setdefault(whole(pair[0]), set()).update(heads_of(pair[1]))
+    if not table:
         raise BadEdit(f"no heads are named in {heads!r}")
     return tuple((layer, tuple(sorted(table[layer]))) for layer in sorted(table))
+
+
+def heads_of(spec: Any) -> tuple[int, ...]:
+    """One head or several, whole numbers of any library's kind. Raises `BadEdit` for anything else."""
+    several = isinstance(spec, Iterable) and not isinstance(spec, str) and whole(spec) is None
+    found = tuple(whole(head) for head in (spec if several else [spec]))
+    if not found or None in found:
+        raise BadEdit(f"heads are a whole number or several, got {spec!r}")
+    return found
 
 
 @dataclass(frozen=True)
@@ -85,11 +98,9 @@ class AblateHeads(HeadEdit):
 
 def _check_heads(table: HeadTable, vlm: VLM) -> None:
     for layer, some in table:
-        if not isinstance(layer, int) or layer < 0:
-            raise BadEdit(f"layers of heads count from 0, got {layer!r}")
         layers_of(layer, vlm.cfg.n_layers)
         for head in some:
-            if not isinstance(head, int) or not 0 <= head < vlm.cfg.n_heads:
+            if not 0 <= head < vlm.cfg.n_heads:
                 raise BadEdit(
                     f"no head {head!r} in layer {layer}: the text stack has heads 0-{vlm.cfg.n_heads - 1}"
                 )

@@ -34,9 +34,11 @@ class Highlight(ImageEdit):
         if self.when != "both":
             raise BadEdit("a picture is edited before the pass, for all of it; leave when='both'")
 
+    def check(self, n_rows: int) -> None:
+        if len(self.maps) not in (1, n_rows):
+            raise BadEdit(f"{len(self.maps)} maps for {n_rows} row(s); give one map, or one a row")
+
     def image(self, row: int, picture: Image.Image) -> Image.Image:
-        if len(self.maps) > 1 and row >= len(self.maps):
-            raise BadEdit(f"{len(self.maps)} maps for a batch with a row {row}; give one map, or one a row")
         return highlight(picture, self.maps[row if len(self.maps) > 1 else 0], self.alpha)
 
     def __repr__(self) -> str:

@@ -53,8 +53,8 @@ class Steer(SiteEdit):
             and repr(self.positions) != "'all'"
         ):
             raise BadEdit(f"{site!r} has no positions of the sequence; steer it with positions='all'")
-        width = {"text": vlm.cfg.d_model, "vision": vlm.cfg.vision.d_model}.get(name.stack)
-        if name.site.startswith("resid") and len(self.vector) != width:
+        width = _width(name, vlm)
+        if width not in (None, len(self.vector)):
             raise BadEdit(f"{site!r} is {width} wide, the steering vector has {len(self.vector)} numbers")
         return Steer(site, self.vector, self.strength, self.positions, self.when)
 
@@ -66,7 +66,8 @@ class Steer(SiteEdit):
         steered = value + self.strength * self.vector.to(value)
         if repr(self.positions) == "'all'":
             return steered
-        mask = chosen_rows(at.mask(self.positions), value.shape[1])
+        mask = at.some(self.positions, "positions", decodes=self.when != "prompt")
+        mask = chosen_rows(mask, value.shape[1])
         return torch.where(mask.reshape(*mask.shape, *(1,) * (value.ndim - 2)), steered, value)
 
     def __eq__(self, other: object) -> bool:
@@ -79,3 +80,13 @@ class Steer(SiteEdit):
 
     def _key(self) -> tuple:
         return self.site, self.strength, self.positions, self.when
+
+
+def _width(name: Name, vlm: VLM) -> int | None:
+    """The size of a site's last axis, where the configuration says it."""
+    if name.site in ("mlp.post", "projector.in"):
+        return None
+    if name.site == "logits":
+        return vlm.cfg.d_vocab
+    sizes = vlm.cfg.vision if name.stack == "vision" or name.site == "vision.embed" else vlm.cfg
+    return sizes.d_head if name.site in ("attn.q", "attn.k", "attn.v", "attn.z") else sizes.d_model

@@ -1,7 +1,7 @@
 """Selectors: which positions an edit is about, said once and resolved against each prompt.
 
-``"evidence" & ~"last"`` means other positions in every prompt, so a selector is a value that is
-resolved when the prompt runs. It gives a mask over all positions seen so far, the prompt and what
+``Span("image") & ~Span("evidence")`` means other positions in every prompt, so a selector is a value
+that is resolved when the prompt runs. It gives a mask over all positions seen so far, the prompt and what
 was decoded, one row an item of the batch. Plain values stand for selectors wherever one is expected:
 a span's name, a list of positions, or a list of boxes in pixels of the original image.
 
@@ -11,11 +11,13 @@ earlier layers of the same pass.
 
 from __future__ import annotations
 
+import operator
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -61,6 +63,20 @@ class Moment:
             self.resolved[selector] = selector.mask(self).to(self.device)
         return self.resolved[selector]
 
+    def some(self, selector: Selector, what: str, decodes: bool = True) -> Bool[Tensor, "batch pos"]:
+        """The selector's positions, where every row must have some, now or (``decodes``) when it decodes.
+
+        Raises `EmptySelection` otherwise: an edit that acts on nothing would pass for one without effect.
+        """
+        mask = self.mask(selector)
+        empty = ~mask.any(1)
+        if decodes and empty.any():
+            empty = ~replace(self, step=self.step + 1, resolved={}).mask(selector).any(1)
+        if empty.any():
+            row = int(empty.nonzero()[0])
+            raise EmptySelection(f"{what}={selector!r} selects no position in row {row} of the prompt")
+        return mask
+
     def need_prompt(self, what: str) -> Prompt:
         if self.prompt is None:
             raise BadEdit(f"{what} needs to know the prompt: run the edited model on a Prompt, vlm.prompt(…)")
@@ -74,12 +90,24 @@ class Moment:
 class Selector(ABC):
     """A set of positions, composed with ``&``, ``|`` and ``~``."""
 
-    #: Layers of the text stack that must have been read before the selector can be resolved.
-    reads: frozenset[int] = frozenset()
+    @property
+    def parts(self) -> tuple[Selector, ...]:
+        """The selectors that it is composed of."""
+        return ()
+
+    @property
+    def reads(self) -> frozenset[int]:
+        """Layers of the text stack that must have been read before the selector can be resolved."""
+        return frozenset().union(*(part.reads for part in self.parts))
 
     @abstractmethod
     def mask(self, at: Moment) -> Bool[Tensor, "batch pos"]:
         """The positions selected, over all positions seen so far."""
+
+    def fit(self, n_layers: int, n_heads: int) -> None:
+        """Check what the selector reads against the model. Raises `BadEdit`."""
+        for part in self.parts:
+            part.fit(n_layers, n_heads)
 
     def __and__(self, other: Any) -> Selector:
         return Both(self, selector(other))
@@ -129,7 +157,8 @@ class Span(Selector):
 class Positions(Selector):
     """Positions by number, the same for every row or one tuple a row.
 
-    Negative ones count from the end of the prompt.
+    They count from the start of the padded row, as in ``prompt.spans``; negative ones from its end. One
+    that is padding is refused, so that a position does not mean one token in a batch and another alone.
     """
 
     rows: tuple[tuple[int, ...], ...]
@@ -143,6 +172,13 @@ class Positions(Selector):
                 if not -at.n_prompt <= position < at.n_prompt:
                     raise BadEdit(f"position {position} is outside the prompt of {at.n_prompt} tokens")
                 mask[row, position % at.n_prompt] = True
+        if at.prompt is not None:
+            padding = mask[:, : at.n_prompt] & (at.prompt.inputs["attention_mask"].cpu() == 0)
+            for row, position in padding.nonzero()[:1].tolist():
+                raise BadEdit(
+                    f"position {position} is padding in row {row} of the batch; give positions row by row, "
+                    f"from the end (negative), or by a span's name"
+                )
         return mask
 
     @classmethod
@@ -177,8 +213,8 @@ class Both(Selector):
     right: Selector
 
     @property
-    def reads(self) -> frozenset[int]:
-        return self.left.reads | self.right.reads
+    def parts(self) -> tuple[Selector, ...]:
+        return self.left, self.right
 
     def mask(self, at: Moment) -> Bool[Tensor, "batch pos"]:
         return at.mask(self.left) & at.mask(self.right)
@@ -193,8 +229,8 @@ class Either(Selector):
     right: Selector
 
     @property
-    def reads(self) -> frozenset[int]:
-        return self.left.reads | self.right.reads
+    def parts(self) -> tuple[Selector, ...]:
+        return self.left, self.right
 
     def mask(self, at: Moment) -> Bool[Tensor, "batch pos"]:
         return at.mask(self.left) | at.mask(self.right)
@@ -208,8 +244,8 @@ class Not(Selector):
     inner: Selector
 
     @property
-    def reads(self) -> frozenset[int]:
-        return self.inner.reads
+    def parts(self) -> tuple[Selector, ...]:
+        return (self.inner,)
 
     def mask(self, at: Moment) -> Bool[Tensor, "batch pos"]:
         return ~at.mask(self.inner)
@@ -237,6 +273,12 @@ class Seen(Selector):
     def reads(self) -> frozenset[int]:
         return frozenset(layer for layer, _ in self.heads)
 
+    def fit(self, n_layers: int, n_heads: int) -> None:
+        for layer, heads in self.heads:
+            for kind, number, count in (("layer", layer, n_layers), *(("head", h, n_heads) for h in heads)):
+                if not 0 <= number < count:
+                    raise BadEdit(f"{self!r} reads no {kind} {number}: the text stack has 0-{count - 1}")
+
     def mask(self, at: Moment) -> Bool[Tensor, "batch pos"]:
         if self not in at.readings:
             missing = sorted(self.reads - set(at.readings))
@@ -257,9 +299,12 @@ def seen(
 ) -> Seen:
     """`Seen` from ``{layer: [heads]}``, or from layers of which all heads are read."""
     table = dict(heads) if isinstance(heads, Mapping) else dict.fromkeys(heads, ())
-    if not table:
-        raise BadEdit("seen(…) needs at least one layer to read")
-    return Seen(tuple((layer, tuple(table[layer])) for layer in sorted(table)), tuple(window), denoise)
+    read = tuple((whole(layer), tuple(map(whole, table[layer]))) for layer in sorted(table))
+    if not read or any(layer is None or None in some for layer, some in read):
+        raise BadEdit(
+            f"seen(…) reads layers, or {{layer: [heads]}}, whole numbers, at least one; got {heads!r}"
+        )
+    return Seen(read, tuple(window), denoise)
 
 
 def read_last(at: Moment, layer: int, call: AttentionCall) -> None:
@@ -308,14 +353,18 @@ def selector(spec: Any) -> Selector:
         return spec
     if isinstance(spec, str):
         return Span(spec)
-    if isinstance(spec, int) and not isinstance(spec, bool):
-        return Positions(((spec,),))
-    if isinstance(spec, Tensor) and spec.ndim == 1 and not spec.is_floating_point():
-        spec = spec.tolist() if spec.dtype != torch.bool else spec.nonzero()[:, 0].tolist()
+    if isinstance(spec, (Tensor, np.ndarray, np.generic)):
+        values = torch.as_tensor(spec)
+        if values.dtype == torch.bool and values.ndim in (1, 2):
+            return Positions.of_mask(values.reshape(-1, values.shape[-1]))
+        return selector(values.tolist())
+    if (position := whole(spec)) is not None:
+        return Positions(((position,),))
     if isinstance(spec, Sequence) and len(spec):
-        if all(isinstance(one, int) and not isinstance(one, bool) for one in spec):
-            return Positions((tuple(spec),))
-        if all(isinstance(one, Sequence) and not isinstance(one, str) and len(one) == 4 for one in spec):
+        positions = tuple(map(whole, spec))
+        if None not in positions:
+            return Positions((positions,))
+        if all(isinstance(one, (Sequence, np.ndarray)) and len(one) == 4 for one in spec):
             return Boxes(tuple(tuple(float(edge) for edge in box) for box in spec))
     raise BadEdit(
         f"{spec!r} selects no positions; give a name ('image', 'question', 'evidence', 'last', …), "
@@ -323,23 +372,34 @@ def selector(spec: Any) -> Selector:
     )
 
 
+def whole(value: Any) -> int | None:
+    """``value`` as an int where it is a whole number of any library's kind, else None."""
+    if isinstance(value, (bool, np.bool_)):
+        return None
+    try:
+        return operator.index(value)
+    except TypeError:
+        return None
+
+
 def layers_of(spec: Any, n_layers: int) -> tuple[int, ...]:
     """Layers from "all", "deep" (the second half), an int, a slice, or several ints.
 
     Raises `BadEdit` for a layer that the model lacks, or for none.
     """
-    if isinstance(spec, str):
-        if spec not in ("all", "deep"):
-            raise BadEdit(f"layers are 'all', 'deep' (the second half), ints or a slice; got {spec!r}")
+    if isinstance(spec, str) and spec in ("all", "deep"):
         return tuple(range(n_layers // 2 if spec == "deep" else 0, n_layers))
     if isinstance(spec, slice):
         layers = tuple(range(n_layers)[spec])
     else:
-        layers = (spec,) if isinstance(spec, int) else tuple(spec)
-        for layer in layers:
-            if not isinstance(layer, int) or not -n_layers <= layer < n_layers:
+        single = whole(spec) is not None
+        if not single and (isinstance(spec, str) or not isinstance(spec, Iterable)):
+            raise BadEdit(f"layers are 'all', 'deep' (the second half), ints or a slice; got {spec!r}")
+        chosen = [spec] if single else list(spec)
+        for layer in chosen:
+            if whole(layer) is None or not -n_layers <= whole(layer) < n_layers:
                 raise BadEdit(f"no layer {layer!r}: the text stack has layers 0-{n_layers - 1}")
-        layers = tuple(sorted({layer % n_layers for layer in layers}))
+        layers = tuple(sorted({whole(layer) % n_layers for layer in chosen}))
     if not layers:
         raise BadEdit(f"{spec!r} selects none of the {n_layers} layers")
     return layers
