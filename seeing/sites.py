@@ -21,7 +21,8 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -51,6 +52,12 @@ class Site(ABC):
     def bound(self) -> Tensor:
         """The value as a user's block gets it: in-place edits of it reach the run."""
         return self.read()
+
+    def shown(self, value: Tensor) -> AbstractContextManager:
+        """While this is open, whoever reads the site reads ``value``, the whole batch's, which is being
+        written. A value that lies at one location needs nothing: reads behind the write find it there.
+        """
+        return nullcontext()
 
 
 def _fits(name: str, value: Any, current: Tensor) -> Tensor:
@@ -254,12 +261,14 @@ class AttentionRows(Derived):
 
 def _own_rows(edited: EditedRows) -> EditedRows:
     """The part of a batch's edited rows that belongs to the invoke that asks."""
-    mediator = Mediator.current("attention")
+    return EditedRows(edited.rows, *_own([edited.chosen, edited.scores, edited.pattern]))
+
+
+def _own(parts: Sequence[Tensor]) -> list[Tensor]:
+    """The part of a batch's values that belongs to the invoke that asks."""
+    mediator = Mediator.current("edits")
     batcher = mediator.interleaver.batcher
-    if batcher is None:
-        return edited
-    parts = (edited.chosen, edited.scores, edited.pattern)
-    return EditedRows(edited.rows, *(batcher.narrow(part, mediator.batch_group) for part in parts))
+    return [part if batcher is None else batcher.narrow(part, mediator.batch_group) for part in parts]
 
 
 @dataclass(frozen=True)
@@ -270,8 +279,19 @@ class Result(Derived):
     """
 
     out: nn.Module = field(repr=False)
+    edited: list[Tensor] = field(default_factory=list, compare=False, repr=False)
+
+    @contextmanager
+    def shown(self, value: Tensor) -> Iterator[None]:
+        self.edited[:] = [value]
+        try:
+            yield
+        finally:
+            self.edited.clear()
 
     def derive(self, served: Any) -> Tensor:
+        if self.edited:
+            return _own(self.edited)[0]
         z = served[0]
         weight = rearrange(self.out.weight, "d_model (head d) -> head d d_model", head=z.shape[2])
         return einsum(z, weight, "batch pos head d, head d d_model -> batch pos head d_model")

@@ -202,17 +202,23 @@ class KernelVisit:
 
 
 class SiteVisit:
-    """One edit of a named site."""
+    """All edits of one named site, in one visit: a derived site is read only once in a pass."""
 
-    def __init__(self, site: Site, edit: SiteEdit):
-        self.site, self.edit = site, edit
+    def __init__(self, site: Site):
+        self.site = site
+        self.edits: list[SiteEdit] = []
         self.decodes = Name.parse(site.name).stack != "vision" and not site.name.startswith("projector")
 
     def due(self, step: int) -> bool:
-        return self.edit.now(step) and (step == 0 or self.decodes)
+        return (step == 0 or self.decodes) and any(edit.now(step) for edit in self.edits)
 
     def run(self, at: Moment) -> None:
-        self.site.write(self.edit.value(self.site.read(), at))
+        value = self.site.read()
+        for edit in self.edits:
+            if edit.now(at.step):
+                value = edit.value(value, at)
+        with self.site.shown(value):
+            self.site.write(value)
 
 
 class Program:
@@ -226,7 +232,7 @@ class Program:
         def at_kernel(layer: int) -> KernelVisit:
             return kernels.setdefault(layer, KernelVisit(vlm.sites.kernels["text"][layer]))
 
-        ordered: list[tuple[tuple, KernelVisit | SiteVisit]] = []
+        sites: dict[str, SiteVisit] = {}
         for edit in edits:
             if isinstance(edit, RowEdit):
                 for layer in edit.layers:
@@ -235,13 +241,16 @@ class Program:
                 for layer, some in edit.heads:
                     at_kernel(layer).heads.append((edit, some))
             elif isinstance(edit, SiteEdit):
-                ordered.append((Name.parse(edit.site).order, SiteVisit(vlm.sites[edit.site], edit)))
+                sites.setdefault(edit.site, SiteVisit(vlm.sites[edit.site])).edits.append(edit)
             for one in _selectors(edit):
                 one.fit(vlm.cfg.n_layers, vlm.cfg.n_heads)
             self._check_reads(edit)
             for layer in _reads(edit):
                 at_kernel(layer).read = True
-        ordered += [(Name("attn.scores", "text", layer).order, visit) for layer, visit in kernels.items()]
+        ordered: list[tuple[tuple, KernelVisit | SiteVisit]] = [
+            (Name("attn.scores", "text", layer).order, visit) for layer, visit in kernels.items()
+        ]
+        ordered += [(Name.parse(name).order, visit) for name, visit in sites.items()]
         self.visits = [visit for _, visit in sorted(ordered, key=lambda item: item[0])]
 
     @staticmethod
