@@ -139,6 +139,7 @@ def _writable(folder: Path) -> None:
 
 def _load(model: str, embedded: bool = False):
     """The model, quietly."""
+    import torch
     from transformers.utils import logging
 
     logging.set_verbosity_error()
@@ -150,6 +151,9 @@ def _load(model: str, embedded: bool = False):
 
     if embedded and model not in ZOO:
         raise UserError(f"no embedded model {model!r}; the embedded models are {', '.join(ZOO)}")
+    if model in ZOO:
+        # The tensors of an embedded model are so small that a second thread mostly waits for the first.
+        torch.set_num_threads(1)
     try:
         return load(model)
     except (CannotLoad, UnknownFamily, FamilyContractError) as error:
