@@ -1,4 +1,4 @@
-"""Whatever a picture is kept in, it comes out as upright RGB with the right pixels, or is refused by cause."""
+"""Whatever holds a picture, it comes out as upright RGB with the right pixels, or is refused by its cause."""
 
 import io
 import random
