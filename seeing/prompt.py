@@ -11,6 +11,7 @@ A batch is a prompt too: rows are padded on the left, spans and grids are shifte
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -23,7 +24,7 @@ from torch import Tensor, nn
 from seeing.data.images import ImageLike, load_image
 from seeing.data.samples import EvidenceSample
 from seeing.families import Family, FamilyContractError
-from seeing.grid import Box, VisualGrid
+from seeing.grid import Box, Boxes, VisualGrid
 
 _UNANSWERABLE = (
     "If the image does not contain any relevant evidence, output “I cannot answer based on the given image.”"
@@ -66,7 +67,7 @@ class Turn:
         cls,
         image: EvidenceSample | ImageLike | Sequence[ImageLike],
         question: str | None = None,
-        boxes: Sequence[Box] | None = None,
+        boxes: Boxes | None = None,
         template: Template | None = None,
     ) -> Turn:
         """From a sample, or from a picture (or several) and a question. Raises `BadPrompt`, `BadImage`."""
@@ -79,8 +80,8 @@ class Turn:
         images = image if isinstance(image, (list, tuple)) else [image]
         if not images:
             raise BadPrompt("a prompt needs at least one image")
-        boxes = tuple(tuple(float(edge) for edge in box) for box in (boxes if boxes is not None else ()))
-        return cls(tuple(load_image(one) for one in images), question.strip(), boxes, template)
+        loaded = tuple(load_image(one) for one in images)
+        return cls(loaded, question.strip(), _boxes(boxes, loaded[0].size), template)
 
     def instruction(self, templates: Mapping[str, str]) -> tuple[str, int]:
         """The user's turn: the question in its template, and where in it the question starts."""
@@ -89,6 +90,10 @@ class Turn:
             return self.question, 0
         if callable(template):
             text = template(self.question)
+            if not isinstance(text, str):
+                raise BadPrompt(f"the template made {text!r} of the question; expected a text")
+        elif not isinstance(template, str):
+            raise BadPrompt(f"a template is a name, a text with {{question}} or a function, got {template!r}")
         else:
             pattern = templates.get(template, template)
             if "{question}" not in pattern:
@@ -102,6 +107,24 @@ class Turn:
         if self.question not in text:
             raise BadPrompt(f"the template dropped the question: {text!r} does not hold {self.question!r}")
         return text, text.rindex(self.question)
+
+
+def _boxes(boxes: Any, size: tuple[int, int]) -> tuple[Box, ...]:
+    """Evidence boxes as numbers, each of four, not empty, and in part inside the picture of ``size``."""
+    if boxes is None:
+        return ()
+    try:
+        found = tuple(tuple(float(edge) for edge in box) for box in boxes)
+    except (TypeError, ValueError) as error:
+        raise BadPrompt(f"boxes are a list of (x0, y0, x1, y1) in pixels, got {boxes!r:.200}") from error
+    for box in found:
+        good = len(box) == 4 and all(map(math.isfinite, box)) and box[0] < box[2] and box[1] < box[3]
+        if not good or box[0] >= size[0] or box[1] >= size[1] or box[2] <= 0 or box[3] <= 0:
+            raise BadPrompt(
+                f"box {box} is no evidence in a picture of {size[0]}×{size[1]}; expected (x0, y0, x1, y1) in "
+                f"its pixels, x0 < x1, y0 < y1"
+            )
+    return found
 
 
 class Spans(Mapping[str, Tensor]):
@@ -241,6 +264,9 @@ def build(
         add_special_tokens=special,
     )
     inputs = {key: value for key, value in encoding.items() if isinstance(value, Tensor)}
+    if not inputs["attention_mask"].all():
+        positions = family.positions(inputs["attention_mask"])
+        inputs |= {} if positions is None else {"position_ids": positions}
     image_id = family.image_token_id(model)
     spans, grids, grid_rows = _label(
         family, model, processor, turns, texts, starts, inputs, image_id, special

@@ -29,7 +29,7 @@ from seeing.config import Config, StackConfig, config_of
 from seeing.data.images import ImageLike
 from seeing.data.samples import EvidenceSample
 from seeing.families import Family
-from seeing.grid import Box
+from seeing.grid import Boxes
 from seeing.names import Name, expand
 from seeing.prompt import BadPrompt, Prompt, Template, Turn, build
 from seeing.queries import Queries, positions
@@ -154,7 +154,7 @@ class VLM(TransformersModel):
         self,
         image: EvidenceSample | ImageLike | Sequence[ImageLike],
         question: str | None = None,
-        boxes: Sequence[Box] | None = None,
+        boxes: Boxes | None = None,
         template: Template | None = None,
     ) -> Prompt:
         """A prompt of one row.
@@ -171,16 +171,16 @@ class VLM(TransformersModel):
         turn = Turn.of(image, question, boxes, template)
         return build(self.family, self._module, self.processor, [turn])
 
-    def prompts(
-        self, samples: Iterable[EvidenceSample | tuple[ImageLike, str]], template: Template | None = None
-    ) -> Prompt:
-        """A left-padded batch, one row a sample or (image, question) pair."""
-        turns = [
-            Turn.of(one, template=template)
-            if isinstance(one, EvidenceSample)
-            else Turn.of(one[0], one[1], template=template)
-            for one in samples
-        ]
+    def prompts(self, samples: Iterable[EvidenceSample | tuple], template: Template | None = None) -> Prompt:
+        """A left-padded batch, one row a sample, or a tuple (image, question) or (image, question, boxes)."""
+        turns = []
+        for one in samples:
+            if not isinstance(one, EvidenceSample) and not (isinstance(one, tuple) and len(one) in (2, 3)):
+                raise BadPrompt(
+                    f"a batch takes samples and tuples (image, question) or (image, question, boxes), "
+                    f"got {one!r:.200}"
+                )
+            turns.append(Turn.of(*(one if isinstance(one, tuple) else (one,)), template=template))
         return build(self.family, self._module, self.processor, turns, batched=True)
 
     # -- reading ---------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from jaxtyping import Int
 from torch import Tensor, nn
 
 from seeing.grid import VisualGrid
@@ -103,3 +104,11 @@ class Family(ABC):
     def head(self, model: nn.Module) -> nn.Module:
         """The unembedding, whose output is the logits."""
         return model.get_output_embeddings()
+
+    def positions(self, attention_mask: Int[Tensor, "batch pos"]) -> Int[Tensor, "batch pos"] | None:
+        """The position of every token of a left-padded batch, padding not counted.
+
+        Generation counts so; a plain forward counts the padding in unless it is told, and then keys and
+        queries of a row are not those of the same prompt alone. None where the model counts by itself.
+        """
+        return (attention_mask.cumsum(1) - 1).clamp(min=0)

@@ -458,3 +458,79 @@ def test_inputs_are_what_the_processor_makes_of_the_chat(vlm, picture, prompt):
 
 def test_a_prompt_is_the_public_one(prompt):
     assert isinstance(prompt, seeing.Prompt)
+
+
+# -- a batch is its prompts, one by one --------------------------------------------------------------
+
+
+def test_rows_of_a_padded_batch_have_the_positions_of_the_prompt_alone(tiny, vlm, picture):
+    """Queries and keys turn with their position, so padding must not count; generation goes on as before."""
+    batch = vlm.prompts([(picture(), "what ?"), (picture(50, 90, 1), LONGER)])
+    names = ["text.1.attn.q", "text.1.attn.k", "logits"]
+    together = vlm.cache(batch, names)
+    for row in range(2):
+        single = batch.row(row)
+        assert "position_ids" not in single.inputs
+        for name, alone in vlm.cache(single, names).items():
+            found = together[name][row, batch.length - single.length :]
+            torch.testing.assert_close(found, alone[0], rtol=0, atol=2e-5)
+    model, settings = tiny().twin("sdpa"), dict(max_new_tokens=4, min_new_tokens=4)
+    plain = {key: value for key, value in batch.inputs.items() if key != "position_ids"}
+    assert torch.equal(model.generate(**batch.inputs, **settings), model.generate(**plain, **settings))
+
+
+def test_a_batch_without_padding_needs_no_positions(vlm, picture):
+    batch = vlm.prompts([(picture(), QUESTION), (picture(50, 90, 1), QUESTION)])
+    assert set(batch.inputs) == {"input_ids", "attention_mask", "pixel_values"}
+
+
+def test_a_row_of_a_batch_may_bring_boxes(vlm, picture):
+    batch = vlm.prompts([(picture(), QUESTION, [(20, 10, 45, 40)]), (picture(), QUESTION)])
+    assert [turn.boxes for turn in batch.turns] == [((20.0, 10.0, 45.0, 40.0),), ()]
+
+
+@pytest.mark.parametrize("row", [("image",), "image", ("image", QUESTION, None, None), None])
+def test_a_row_that_is_no_question_about_a_picture_is_refused(vlm, row, unchecked):
+    with pytest.raises(BadPrompt, match="samples and tuples"):
+        vlm.prompts([row])
+
+
+def test_prompts_are_not_prompted_again(vlm, prompt, unchecked):
+    with pytest.raises(BadPrompt, match=r"samples and tuples .* got Prompt\("):
+        vlm.prompts([prompt])
+
+
+# -- what is no box, no template ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "boxes",
+    [
+        (0, 0, 10, 10),
+        [(0, 0, 10)],
+        [(0, 0, float("nan"), 10)],
+        [(10, 0, 5, 10)],
+        [(0, 7, 10, 7)],
+        [(80, 0, 90, 10)],
+        [(-9, -9, 0, 5)],
+        "box",
+    ],
+)
+def test_a_box_that_is_none_is_refused_when_the_prompt_is_made(vlm, picture, boxes, unchecked):
+    with pytest.raises(BadPrompt, match=r"\(x0, y0, x1, y1\)"):
+        vlm.prompt(picture(), QUESTION, boxes=boxes)
+
+
+def test_boxes_come_from_arrays_too_and_may_reach_out_of_the_picture(vlm, picture):
+    expected = vlm.prompt(picture(), QUESTION, boxes=[(-5, 10, 45, 99)])
+    for boxes in (np.array([[-5, 10, 45, 99]]), torch.tensor([[-5, 10, 45, 99]])):
+        assert Turn.of(picture(), QUESTION, boxes).boxes == expected.turns[0].boxes
+    assert expected.evidence().any()
+
+
+@pytest.mark.parametrize(
+    ("template", "said"), [(3, "a function, got 3"), (lambda question: None, "made None")]
+)
+def test_a_template_that_is_none_is_refused(vlm, picture, template, said, unchecked):
+    with pytest.raises(BadPrompt, match=said):
+        vlm.prompt(picture(), QUESTION, template=template)
