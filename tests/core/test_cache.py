@@ -328,3 +328,28 @@ def test_an_edit_of_the_last_row_never_makes_a_square(vlm, prompt):
     with Sizes() as sizes:
         edited.cache(prompt, "logits")
     assert sizes.square(prompt.length) == set()
+
+
+# -- which names -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        ("text.1-2.resid_post", ["text.1.resid_post", "text.2.resid_post"]),
+        ("vision.*.attn.z", [f"vision.{layer}.attn.z" for layer in range(3)]),
+        (["text.3.attn.q", "blocks.0.hook_resid_post"], ["text.3.attn.q", "text.0.resid_post"]),
+        (["logits", "text.2.attn.pattern", "text.2.attn.*"], None),
+    ],
+)
+def test_names_are_given_in_any_order_and_read_in_the_order_of_the_pass(vlm, prompt, names, expected):
+    """Each once, and what is read later in the pass is not read too early or missed."""
+    found = vlm.cache(prompt, names)
+    everything = vlm.cache(prompt, vlm.names())
+    if expected is None:
+        parts = ("q", "k", "v", "scores", "pattern", "z", "result")
+        expected = [f"text.2.attn.{part}" for part in parts] + ["logits"]
+    assert set(found) == set(expected)
+    assert list(found) == [name for name in vlm.names() if name in found]
+    for name, value in found.items():
+        assert torch.equal(value, everything[name])
