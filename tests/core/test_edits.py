@@ -237,6 +237,26 @@ CASES = {
         E.Steer("logits", vector(31), 2.0),
         lambda p: {"logits": rowed(p, plus(2 * vector(31)))},
     ),
+    "whens": (
+        E.ScaleAttention(keys="image", gain=5.0, layers=1, when="prompt")
+        + E.Knockout(keys="question", layers=1, when="decode")
+        + E.AblateHeads({1: [0]}, when="decode")
+        + E.ScaleHeads({1: [2]}, 3.0, when="prompt")
+        + E.Steer("text.1.attn.z", D, when="prompt")
+        + E.Steer("text.1.attn.z", D, 3.0, when="decode"),
+        lambda p: {
+            "text.1.attn.scores": then(
+                scored(p, times(5.0), keys="image", when="prompt"),
+                scored(p, cut, keys=p.spans.mask("question"), when="decode"),
+            ),
+            "text.1.attn.z": then(
+                headed(p, 0, [0], when="decode"),
+                headed(p, 3.0, [2], when="prompt"),
+                rowed(p, plus(D), when="prompt"),
+                rowed(p, plus(3 * D), when="decode"),
+            ),
+        },
+    ),
     "sum": (
         E.ScaleAttention(keys="image", gain=3.0, layers=(1, 2))
         + E.AblateHeads({2: [3]})
@@ -439,6 +459,15 @@ def test_a_dropped_copy_leaves_no_trace(tiny, vlm, prompt, clean):
 def test_an_edit_of_some_rows_leaves_the_others_bit_for_bit(vlm, prompt):
     edited = vlm.with_edits(E.ScaleAttention(keys="image", gain=4.0) + E.Steer("text.1.resid_post", V))
     assert torch.equal(logits_of(edited, prompt)[:, :-1], logits_of(vlm, prompt)[:, :-1])
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_an_edit_of_some_heads_leaves_the_others_bit_for_bit(tiny, prompt, kernel):
+    vlm = tiny(kernel).vlm
+    edited = vlm.with_edits(E.ScaleAttention(keys="image", gain=4.0, queries="all", heads=2, layers=1))
+    plain, found = (one.cache(prompt, "text.1.attn.z")["text.1.attn.z"] for one in (vlm, edited))
+    assert torch.equal(found[:, :, [0, 1, 3]], plain[:, :, [0, 1, 3]])
+    assert not torch.equal(found[:, :, 2], plain[:, :, 2])
 
 
 def test_weights_and_edits_are_shared_not_changed(vlm, prompt):
