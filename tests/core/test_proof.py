@@ -245,7 +245,9 @@ def test_a_trace_that_moves_the_logits_is_found(pair, monkeypatch):
         return args, {**kwargs, "pixel_values": kwargs["pixel_values"] * 1.001}
 
     monkeypatch.setattr(VLM, "_batch", noisy)
-    assert "at 'logits' found an error" in refusal(pair())
+    text = refusal(pair())
+    assert "at 'logits' found an error" in text
+    assert "the bare model's equal within 0.0" in text
 
 
 def test_a_write_that_is_lost_is_found(pair, monkeypatch):
