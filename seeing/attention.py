@@ -27,7 +27,7 @@ from torch import Tensor
 HIDDEN = -3e4
 
 #: Rows: the same positions for every item of a batch, or one row of positions an item.
-Rows = Int[Tensor, "rows"] | Int[Tensor, "batch rows"]
+Rows = Int[Tensor, " rows"] | Int[Tensor, "batch rows"]
 
 
 class UnreadableAttention(ValueError):
@@ -180,7 +180,7 @@ class EditedRows:
     for bit.
     """
 
-    rows: Int[Tensor, "rows"]
+    rows: Int[Tensor, " rows"]
     chosen: Bool[Tensor, "batch head rows"]
     scores: Float[Tensor, "batch head rows key"]
     pattern: Float[Tensor, "batch head rows key"]

@@ -333,7 +333,7 @@ def _label(family, model, processor, turns, texts, starts, inputs, image_id, spe
     return Spans(masks), tuple(grids), tuple(grid_rows)
 
 
-def _images(family, model, processor, turn, row_ids, image_id) -> list[Int[Tensor, "token"]]:
+def _images(family, model, processor, turn, row_ids, image_id) -> list[Int[Tensor, " token"]]:
     """The positions of each picture's tokens in an unpadded row."""
     positions = (row_ids == image_id).nonzero()[:, 0]
     counts = [family.n_tokens(model, processor, image.size) for image in turn.images]
@@ -347,7 +347,7 @@ def _images(family, model, processor, turn, row_ids, image_id) -> list[Int[Tenso
     return list(positions.split(counts))
 
 
-def _question(processor, text, question, row_ids, image_id, runs, special) -> Int[Tensor, "token"]:
+def _question(processor, text, question, row_ids, image_id, runs, special) -> Int[Tensor, " token"]:
     """The positions of the question's tokens in an unpadded row.
 
     The text before expansion is tokenized with its character offsets; a placeholder there is a run

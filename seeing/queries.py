@@ -17,7 +17,7 @@ Queries = str | int | slice | Sequence | Int[Tensor, "*batch rows"] | Bool[Tenso
 
 def positions(
     queries: Queries, length: int, device: torch.device
-) -> Int[Tensor, "rows"] | Int[Tensor, "batch rows"] | None:
+) -> Int[Tensor, " rows"] | Int[Tensor, "batch rows"] | None:
     """Positions among ``length`` tokens: None for all, one set for the batch, or one an item."""
     if isinstance(queries, str):
         queries = slice(None) if queries == "all" else -1

@@ -66,8 +66,8 @@ class Answer(str):
         logprob: their sum.
     """
 
-    ids: Int[Tensor, "token"]
-    token_logprobs: Float[Tensor, "token"]
+    ids: Int[Tensor, " token"]
+    token_logprobs: Float[Tensor, " token"]
 
     @classmethod
     def of(cls, text: str, ids: Tensor, token_logprobs: Tensor) -> Answer:
@@ -252,7 +252,7 @@ class VLM(TransformersModel):
 
     def rows(
         self, prompt: Prompt, queries: Queries
-    ) -> Int[Tensor, "rows"] | Int[Tensor, "batch rows"] | None:
+    ) -> Int[Tensor, " rows"] | Int[Tensor, "batch rows"] | None:
         """``queries`` as positions: None for all, one set for the batch, or one an item."""
         if isinstance(queries, str) and queries not in ("all", "last"):
             queries = prompt.spans.mask(queries)

@@ -10,7 +10,8 @@ from seeing.edits.edit import Edit, Edits
 from seeing.edits.heads import AblateHeads, ScaleHeads
 from seeing.edits.image import Highlight
 from seeing.edits.residual import Steer
-from seeing.edits.select import BadEdit, Boxes, EmptySelection, Positions, Selector, Span, seen
+from seeing.edits.seen import seen
+from seeing.edits.select import BadEdit, Boxes, EmptySelection, Positions, Selector, Span
 
 __all__ = [
     "AblateHeads",

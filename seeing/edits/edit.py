@@ -28,7 +28,8 @@ from PIL import Image
 from torch import Tensor
 
 from seeing.attention import HIDDEN, AttentionCall, EditedRows, softmax
-from seeing.edits.select import BadEdit, Moment, Selector, read_last
+from seeing.edits.seen import read_last
+from seeing.edits.select import BadEdit, Moment, Selector
 from seeing.names import Name
 from seeing.prompt import Prompt
 from seeing.sites import Kernel, Site

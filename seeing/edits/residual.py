@@ -26,7 +26,7 @@ class Steer(SiteEdit):
     """
 
     site: str
-    vector: Float[Tensor, "d"]
+    vector: Float[Tensor, " d"]
     strength: float = 1.0
     positions: Selector | str | int | Sequence | Tensor = "last"
     when: str = "both"

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from seeing.edits import Edits, Highlight
 from seeing.edits.edit import Edit
-from seeing.edits.select import seen_window
+from seeing.edits.seen import seen_window
 from seeing.grid import VisualGrid
 from seeing.maps import Window, window_mask_map
 from seeing.prompt import Prompt
@@ -64,7 +64,7 @@ def grids_of(prompt: Prompt) -> list[VisualGrid]:
     return [prompt.grids[prompt.grid_rows.index(row)] for row in range(len(prompt))]
 
 
-def token_maps(prompt: Prompt, rows: Float[Tensor, "batch key"]) -> list[Float[np.ndarray, "token"]]:
+def token_maps(prompt: Prompt, rows: Float[Tensor, "batch key"]) -> list[Float[np.ndarray, " token"]]:
     """Each row's scores at the image tokens of its first picture."""
     return [rows[row, grid.positions].double().numpy() for row, grid in enumerate(grids_of(prompt))]
 
@@ -81,7 +81,7 @@ def highlight_windows(prompt: Prompt, windows: list[Window], alpha: float) -> Hi
     )
 
 
-def positions_mask(prompt: Prompt, tokens: list[Bool[Tensor, "token"]]) -> Bool[Tensor, "batch pos"]:
+def positions_mask(prompt: Prompt, tokens: list[Bool[Tensor, " token"]]) -> Bool[Tensor, "batch pos"]:
     """Masks over each row's image tokens, as one mask over the positions of the prompt."""
     mask = torch.zeros(len(prompt), prompt.length, dtype=torch.bool)
     for row, (grid, chosen) in enumerate(zip(grids_of(prompt), tokens)):

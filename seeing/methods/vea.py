@@ -16,7 +16,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from seeing.edits import Highlight, Positions, ScaleAttention, seen
-from seeing.edits.select import BadEdit, mean_rows, seen_mask
+from seeing.edits.seen import mean_rows, seen_mask
+from seeing.edits.select import BadEdit
 from seeing.maps import evidence_map
 from seeing.methods.method import (
     Answers,

@@ -34,7 +34,7 @@ class Profile:
     """
 
     layers: tuple[int, ...]
-    auroc_layers: Float[Tensor, "layer"]
+    auroc_layers: Float[Tensor, " layer"]
     auroc_heads: Float[Tensor, "layer head"]
     n: int
     _evidence: Evidence

@@ -39,9 +39,9 @@ class Looked:
         seen: whether the region lies on the evidence.
     """
 
-    auroc: Float[np.ndarray, "layer"]
-    rapt: Mapping[str, Float[np.ndarray, "layer"]]
-    heat: Float[np.ndarray, "token"]
+    auroc: Float[np.ndarray, " layer"]
+    rapt: Mapping[str, Float[np.ndarray, " layer"]]
+    heat: Float[np.ndarray, " token"]
     region: Window
     seen: bool
 
@@ -55,7 +55,7 @@ class Outcomes:
     answers: Mapping[str, Sequence[str]]
     logprobs: Mapping[str, Sequence[float]]
 
-    def correct(self, method: str) -> Bool[np.ndarray, "sample"]:
+    def correct(self, method: str) -> Bool[np.ndarray, " sample"]:
         """Exact match (SQuAD normalisation) of each answer."""
         return np.array(
             [

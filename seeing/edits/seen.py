@@ -1,0 +1,109 @@
+"""The selector that looks: the evidence that the model's own attention points at.
+
+`Seen` is resolved from rows that the same pass has read in earlier layers, so that an edit can read
+where the model looks and act on it behind, in one forward. The reading itself, rows to a region of
+image tokens, is here too: methods that read in a pass of their own use the same functions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from seeing.attention import AttentionCall
+from seeing.edits.select import BadEdit, Moment, Selector, first_grids, whole
+from seeing.grid import VisualGrid
+from seeing.maps import Window, best_window, denoise_tokens, window_tokens
+from seeing.prompt import Prompt
+
+
+@dataclass(frozen=True)
+class Seen(Selector):
+    """The evidence that the model itself attends to: a window of image tokens, from the last token's rows.
+
+    In the prompt pass, the rows of the last prompt token over the image are averaged over ``heads``
+    (layer -> heads; all heads of ``layers`` otherwise), cleaned of single spikes as the paper does
+    (``denoise``), and the window of ``window`` tokens (rows, columns) with the largest sum is chosen.
+    It stays chosen while tokens are decoded. An edit that selects by it reads and acts in ONE pass, so
+    it must act on layers behind those it reads.
+    """
+
+    heads: tuple[tuple[int, tuple[int, ...]], ...]
+    window: tuple[int, int] = (2, 2)
+    denoise: bool = True
+
+    @property
+    def reads(self) -> frozenset[int]:
+        return frozenset(layer for layer, _ in self.heads)
+
+    def fit(self, n_layers: int, n_heads: int) -> None:
+        for layer, heads in self.heads:
+            for kind, number, count in (("layer", layer, n_layers), *(("head", h, n_heads) for h in heads)):
+                if not 0 <= number < count:
+                    raise BadEdit(f"{self!r} reads no {kind} {number}: the text stack has 0-{count - 1}")
+
+    def mask(self, at: Moment) -> Bool[Tensor, "batch pos"]:
+        if self not in at.readings:
+            missing = sorted(self.reads - set(at.readings))
+            if missing:
+                raise BadEdit(f"{self!r} is used before layers {missing} were read")
+            prompt = at.need_prompt("seen(…)")
+            rows = mean_rows(at.readings, self.heads)
+            at.readings[self] = seen_mask(prompt, rows, self.window, self.denoise)
+        return at.widened(at.readings[self])
+
+    def __repr__(self) -> str:
+        heads = {layer: list(heads) if heads else "all" for layer, heads in self.heads}
+        return f"seen({heads}, window={self.window}, denoise={self.denoise})"
+
+
+def seen(
+    heads: Mapping[int, Sequence[int]] | Iterable[int], window: tuple[int, int] = (2, 2), denoise: bool = True
+) -> Seen:
+    """`Seen` from ``{layer: [heads]}``, or from layers of which all heads are read."""
+    table = dict(heads) if isinstance(heads, Mapping) else dict.fromkeys(heads, ())
+    read = tuple((whole(layer), tuple(map(whole, table[layer]))) for layer in sorted(table))
+    if not read or any(layer is None or None in some for layer, some in read):
+        raise BadEdit(
+            f"seen(…) reads layers, or {{layer: [heads]}}, whole numbers, at least one; got {heads!r}"
+        )
+    return Seen(read, tuple(window), denoise)
+
+
+def read_last(at: Moment, layer: int, call: AttentionCall) -> None:
+    """Keep the last row of ``layer`` for the selectors that need it (prompt pass only)."""
+    if at.step == 0:
+        last = torch.tensor([call.n_queries - 1], device=call.q.device)
+        at.readings[layer] = call.pattern(last)[:, :, 0]
+
+
+def mean_rows(
+    rows: Mapping[int, Float[Tensor, "batch head key"]], heads: Iterable[tuple[int, Sequence[int]]]
+) -> Float[Tensor, "batch key"]:
+    """Mean of the rows of some heads; an empty list of heads stands for all heads of the layer."""
+    chosen = [rows[layer][:, list(some)] if some else rows[layer] for layer, some in heads]
+    return torch.cat([part.cpu() for part in chosen], dim=1).mean(1)
+
+
+def seen_mask(
+    prompt: Prompt, rows: Float[Tensor, "batch key"], window: tuple[int, int], clean: bool
+) -> Bool[Tensor, "batch pos"]:
+    """The best window of each row's first picture, as a mask over the prompt."""
+    mask = torch.zeros(len(prompt), prompt.length, dtype=torch.bool)
+    for row, grid in first_grids(prompt):
+        found = seen_window(grid, rows[row, grid.positions], window, clean)
+        mask[row, grid.positions[window_tokens(grid, found)]] = True
+    return mask
+
+
+def seen_window(
+    grid: VisualGrid, scores: Float[Tensor, " token"], size: tuple[int, int], clean: bool = True
+) -> Window:
+    """The window of tokens with the largest sum of scores, cleaned of spikes; never on padding."""
+    values = scores.double().cpu().numpy()
+    values = denoise_tokens(values, grid) if clean else values
+    return best_window(grid.as_grid(values, unplaced=float("-inf")), size)
