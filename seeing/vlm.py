@@ -97,9 +97,13 @@ class Prefill:
 
 @dataclass
 class Run:
-    """The run in progress: one at a time, for a model and all its edited copies."""
+    """The run in progress: one at a time, for a model and all its edited copies.
+
+    ``looks``: whether it sees the pictures, or goes on from a KV cache behind them.
+    """
 
     prompt: Prompt | None = None
+    looks: bool = True
 
 
 class VLM(TransformersModel):
@@ -221,8 +225,8 @@ class VLM(TransformersModel):
         wanted = expand(names, self.names())
         rows = self._rows_of(prompt, wanted, queries)
         values: dict[str, Any] = {}
-        # By generate, though it decodes nothing more: left-padded rows then get the positions that decoding
-        # goes on from, where a plain forward counts the padding in.
+        # By generate, though it decodes nothing more: whatever the family, left-padded rows then have the
+        # positions that decoding goes on from.
         settings = dict(max_new_tokens=1, do_sample=False, return_dict_in_generate=True, output_logits=True)
         with torch.no_grad(), self.generate(prompt, **settings) as tracer:
             self._read(values, rows, None, None)
@@ -322,6 +326,11 @@ class VLM(TransformersModel):
         """The prompt of the run in progress, which selectors are resolved against."""
         return self._run.prompt
 
+    @property
+    def looks(self) -> bool:
+        """Whether the run in progress sees its pictures, or goes on from a KV cache behind them."""
+        return self._run.looks
+
     # -- how nnsight runs it ---------------------------------------------------------------------
 
     def _batch_size(self, *inputs: Any, **kwargs: Any) -> int:
@@ -333,17 +342,17 @@ class VLM(TransformersModel):
         """Prompts to the model's keyword tensors; several invokes of prompts become one padded batch."""
         given = [inputs[0] for inputs, _ in invokes if inputs and isinstance(inputs[0], Prompt)]
         if not given:
-            self._run.prompt = None
+            self._run.prompt, self._run.looks = None, True
             return super()._batch(invokes, fn)
         if len(given) != len(invokes):
             raise BadPrompt("a trace takes Prompts in all of its invokes, or in none")
         prompt = given[0] if len(given) == 1 else self._join(given)
         if self._program is not None:
             prompt = self._program.edit_images(prompt)
-        self._run.prompt = prompt
         kwargs = {key: value for _, more in invokes for key, value in more.items()}
-        inputs = dict(prompt.inputs)
-        if kwargs.get("past_key_values") is not None:
+        inputs, kept = dict(prompt.inputs), kwargs.get("past_key_values")
+        self._run.prompt, self._run.looks = prompt, kept is None or kept.get_seq_length() == 0
+        if not self._run.looks:
             inputs.pop("pixel_values", None)
         return (), {**inputs, **kwargs}
 

@@ -144,7 +144,7 @@ class KernelVisit:
         self.heads: list[tuple[HeadEdit, tuple[int, ...]]] = []
         self.read = False
 
-    def due(self, step: int) -> bool:
+    def due(self, step: int, looks: bool) -> bool:
         acts = (*self.rows, *(edit for edit, _ in self.heads))
         return (self.read and step == 0) or any(edit.now(step) for edit in acts)
 
@@ -210,8 +210,10 @@ class SiteVisit:
         self.edits: list[SiteEdit] = []
         self.decodes = Name.parse(site.name).stack != "vision" and not site.name.startswith("projector")
 
-    def due(self, step: int) -> bool:
-        return (step == 0 or self.decodes) and any(edit.now(step) for edit in self.edits)
+    def due(self, step: int, looks: bool) -> bool:
+        """Whether there is something to do in this step; the tower runs only in a first pass that looks."""
+        runs = self.decodes or (step == 0 and looks)
+        return runs and any(edit.now(step) for edit in self.edits)
 
     def run(self, at: Moment) -> None:
         value = self.site.read()
@@ -275,7 +277,7 @@ class Program:
     def run(self, vlm: VLM, steps: Iterable[int]) -> None:
         readings: dict[Any, Tensor] = {}
         for step in steps:
-            due = [visit for visit in self.visits if visit.due(step)]
+            due = [visit for visit in self.visits if visit.due(step, vlm.looks)]
             if not due:
                 if step:
                     break
