@@ -82,7 +82,7 @@ def demo_methods(profile: Profile, n_layers: int, seed: int) -> dict[str, Entry]
     The boost in one pass reads the best heads of the first two thirds of the layers, and acts behind them.
     """
     heads = profile.heads(N_HEADS)
-    cut = max(1, math.ceil(n_layers * 2 / 3))
+    cut = min(math.ceil(n_layers * 2 / 3), n_layers - 1)
     early = profile.heads(min(N_HEADS, cut * profile.auroc_heads.shape[1]), below=cut)
     return {
         "base": Entry(Base(), "nothing", "nothing"),
@@ -119,7 +119,8 @@ def run_demo(
         raise ValueError(f"no split {split!r}; the splits are {', '.join(SPLITS)}")
     started = time.perf_counter()
     tell = progress or (lambda what, done, total: None)
-    calibration = plates("calibration", CALIBRATION, seed=seed)
+    # Layers and heads are not judged on the samples that they were chosen on.
+    calibration = plates("calibration", CALIBRATION, seed=seed + (split == "calibration"))
     found = evidence(
         vlm,
         calibration,

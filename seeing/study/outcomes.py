@@ -15,6 +15,7 @@ import pandas as pd
 from jaxtyping import Bool, Float
 
 from seeing.data.samples import EvidenceSample
+from seeing.edits.seen import mean_rows
 from seeing.maps import Window, window_tokens
 from seeing.methods.method import HeadTable, Method, grids_of, own_windows
 from seeing.metrics import auroc, exact_match
@@ -127,9 +128,8 @@ def look(reading: Reading, heads: HeadTable, window: tuple[int, int] = (2, 2)) -
     prompt = reading.prompt
     shares = allocate(reading)
     rapt = shares.rapt_by_layer().numpy()
-    chosen = [reading.rows[:, layer, some, -1] for layer, some in heads.items()]
-    own = np.concatenate([part.numpy() for part in chosen], axis=1).mean(1)
-    windows = own_windows(prompt, reading.rows.new_tensor(own), window)
+    rows = mean_rows({layer: reading.rows[:, layer, :, -1] for layer in heads}, heads.items())
+    windows = own_windows(prompt, rows, window)
     evidence = prompt.evidence()
     found = []
     for row, (grid, region) in enumerate(zip(grids_of(prompt), windows)):
@@ -140,7 +140,7 @@ def look(reading: Reading, heads: HeadTable, window: tuple[int, int] = (2, 2)) -
             Looked(
                 auroc=auroc(scores, labels).numpy(),
                 rapt={segment: rapt[row, place] for place, segment in enumerate(shares.segments)},
-                heat=own[row][grid.positions.numpy()],
+                heat=rows[row, grid.positions].numpy(),
                 region=region,
                 seen=bool(share >= ON_EVIDENCE),
             )
