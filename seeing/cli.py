@@ -27,6 +27,8 @@ app = typer.Typer(
 
 #: What typer raises for a wrong command line: the class above the one that it names in public.
 USAGE_ERROR = typer.BadParameter.__mro__[1]
+#: The exit code after Ctrl-C, which typer hands back as if the command had returned it.
+STOPPED = 130
 
 
 class UserError(Exception):
@@ -47,20 +49,24 @@ def demo(
     the paper's intervention, its kin and the controls, and writes a report.
     """
     from seeing.data.plates import SPLITS
+    from seeing.zoo import ZOO
 
     _positive("--limit", limit)
     if split not in SPLITS:
         raise UserError(f"no split {split!r}; the splits are {', '.join(SPLITS)}")
     if seed < 0:
         raise UserError(f"--seed is 0 or more, got {seed}")
-    _writable(out)
-    vlm = _load(model, embedded=True)
+    if model not in ZOO:
+        raise UserError(f"no embedded model {model!r}; the embedded models are {', '.join(ZOO)}")
+    _writable(out, "report.html", "results.parquet")
+    vlm = _load(model)
 
     from seeing.show.report import write_report
     from seeing.study.demo import run_demo
 
+    given = {"model": model, "split": split, "limit": limit, "seed": seed, "out": out}
     command = shlex.join(
-        f"seeing demo --model {model} --split {split} --limit {limit} --seed {seed} --out {out}".split()
+        ["seeing", "demo", *(word for key in given for word in (f"--{key}", str(given[key])))]
     )
     with _progress() as tell:
         result, outcomes = run_demo(
@@ -106,14 +112,15 @@ def main() -> None:
     if len(sys.argv) == 1:
         sys.argv.append("--help")
     try:
-        app(standalone_mode=False)
+        if app(standalone_mode=False) == STOPPED:
+            raise KeyboardInterrupt
     except UserError as error:
         _fail(str(error))
     except USAGE_ERROR as error:
         _fail(error.format_message())
     except (typer.Abort, KeyboardInterrupt):
         typer.echo("stopped", err=True)
-        sys.exit(130)
+        sys.exit(STOPPED)
 
 
 def _fail(message: str) -> None:
@@ -126,8 +133,8 @@ def _positive(option: str, value: int) -> None:
         raise UserError(f"{option} is 1 or more, got {value}")
 
 
-def _writable(folder: Path) -> None:
-    """Make the folder now, so that a run does not end with nowhere to write."""
+def _writable(folder: Path, *names: str) -> None:
+    """Make the folder now, so that a run does not end with nowhere to write its files."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / ".seeing-writes-here"
@@ -135,9 +142,12 @@ def _writable(folder: Path) -> None:
         probe.unlink()
     except OSError as error:
         raise UserError(f"can't write to {folder}: {error.strerror or error}") from error
+    for name in names:
+        if (folder / name).is_dir():
+            raise UserError(f"can't write {folder / name}: there is a folder of that name")
 
 
-def _load(model: str, embedded: bool = False):
+def _load(model: str):
     """The model, quietly."""
     import torch
     from transformers.utils import logging
@@ -149,8 +159,6 @@ def _load(model: str, embedded: bool = False):
     from seeing.loading import CannotLoad, load
     from seeing.zoo import ZOO
 
-    if embedded and model not in ZOO:
-        raise UserError(f"no embedded model {model!r}; the embedded models are {', '.join(ZOO)}")
     if model in ZOO:
         # The tensors of an embedded model are so small that a second thread mostly waits for the first.
         torch.set_num_threads(1)
