@@ -7,6 +7,7 @@ hand in a plain pass before.
 import numpy as np
 import pytest
 import torch
+from transformers import DynamicCache
 
 from seeing import edits as E
 from seeing.edits.select import BadEdit
@@ -225,6 +226,8 @@ EDITS = {
     "own boost": E.ScaleAttention(keys="image", gain=3.0, layers=(4,), heads=[1]),
     "in one pass": E.ScaleAttention(keys=E.seen({0: [1]}), gain=8.0, layers=(3,)),
     "prompt only": E.Knockout(keys="question", layers=(2,), when="prompt"),
+    "tower": E.Steer("vision.2.resid_post", torch.linspace(-1, 1, 96), 3.0, positions="all"),
+    "projector": E.Steer("projector.out", torch.linspace(-1, 1, 128), 3.0, positions="all"),
     "decode only": E.Knockout(keys="question", layers=(2,), when="decode"),
 }
 
@@ -242,6 +245,15 @@ def test_a_second_look_goes_with_other_edits(random, asked, name):
     for one, two in zip(given, whole):
         assert one.ids.tolist() == two.ids.tolist()
         torch.testing.assert_close(one.token_logprobs, two.token_logprobs, atol=1e-5, rtol=0)
+
+
+def test_an_empty_cache_is_nothing_to_go_on_from(random, one):
+    """The picture is looked at, and edits of the tower act."""
+    prompt = random.prompts(one)
+    for vlm in (random, random.with_edits(EDITS["tower"])):
+        [given], [plain] = vlm.answer(prompt, past_key_values=DynamicCache()), vlm.answer(prompt)
+        assert given.ids.tolist() == plain.ids.tolist()
+        assert given.logprob == pytest.approx(plain.logprob, abs=1e-5)
 
 
 def test_a_second_look_goes_with_a_highlight(random, crowded):

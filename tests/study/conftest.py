@@ -1,0 +1,13 @@
+"""One run of the main job on the trained model, shared by the tests that read it."""
+
+import pytest
+
+from seeing.study import demo
+
+
+@pytest.fixture(scope="session")
+def main_job(trained):
+    """(result, outcomes) of 64 crowded scenes; layers and heads are chosen on 64 others."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(demo, "CALIBRATION", 64)
+        return demo.run_demo(trained, "plates-tiny", n=64, command="seeing demo")
