@@ -149,3 +149,15 @@ def test_a_row_cut_off_from_all_it_saw_looks_nowhere_else(tiny, prompt, kernel):
     assert (z[:, [4, 7]][:, :, [0, 2]] == 0).all()
     assert torch.equal(pattern[:, [1, 3]], plain["text.1.attn.pattern"][:, [1, 3]])
     assert torch.equal(z[:, 6], plain["text.1.attn.z"][:, 6])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_heads_and_items_that_no_edit_names_stay_the_kernels_own(tiny, picture, dtype):
+    """Bit for bit, in the very rows that are edited: a softmax of our own would round elsewhere."""
+    vlm = tiny(dtype=dtype).vlm
+    batch = vlm.prompts([(picture(), "what ?"), (picture(50, 90, 1), "what digit is on the red square ?")])
+    edit = E.ScaleAttention(keys="image", gain=5.0, queries=E.Positions(((-1,), (-2,))), layers=2, heads=[1])
+    found = vlm.with_edits(edit).cache(batch, "text.2.attn.z")["text.2.attn.z"]
+    plain = vlm.cache(batch, "text.2.attn.z")["text.2.attn.z"]
+    changed = (found != plain).any(-1)
+    assert changed.nonzero().tolist() == [[0, batch.length - 1, 1], [1, batch.length - 2, 1]]

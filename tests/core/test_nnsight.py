@@ -203,6 +203,22 @@ def test_a_batch_of_one_still_answers_a_list(vlm, picture):
     assert isinstance(vlm.answer(one, max_new_tokens=2), list)
 
 
+def test_an_answer_goes_on_from_a_kept_cache_without_looking_again(vlm, picture):
+    """All of the prompt but its last token is kept, padded rows and all; the tower does not run."""
+    batch = vlm.prompts([(picture(), "what ?"), (picture(50, 90, 1), QUESTION)])
+    whole = vlm.answer(batch, max_new_tokens=4)
+    kept = vlm.prefill(batch, "text.1.resid_post")
+    kept.past_key_values.crop(-1)
+    looked = []
+    hook = vlm._module.model.vision_tower.register_forward_pre_hook(lambda *_: looked.append(1))
+    again = vlm.answer(batch, max_new_tokens=4, past_key_values=kept.past_key_values)
+    hook.remove()
+    assert not looked
+    for one, other in zip(again, whole):
+        assert one.ids.tolist() == other.ids.tolist()
+        close(one.token_logprobs, other.token_logprobs)
+
+
 # -- nnsight's own edits -----------------------------------------------------------------------------
 
 
