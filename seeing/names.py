@@ -143,6 +143,8 @@ def expand(wanted: str | Iterable[str], existing: Sequence[str]) -> list[str]:
     Raises:
         UnknownName: a written name that does not exist, or a glob that matches nothing.
     """
+    if not isinstance(wanted, str) and not isinstance(wanted, Iterable):
+        raise UnknownName(f"names are strings such as 'text.*.attn.pattern', got {wanted!r}")
     wanted = [wanted] if isinstance(wanted, str) else list(wanted)
     if not wanted:
         raise UnknownName("no name was asked for; give at least one, such as 'text.*.attn.pattern'")

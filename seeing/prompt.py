@@ -157,6 +157,11 @@ class Spans(Mapping[str, Tensor]):
     def __len__(self) -> int:
         return len(self._masks)
 
+    def __repr__(self) -> str:
+        counts = {name: mask.sum(1).tolist() for name, mask in self._masks.items()}
+        sizes = (f"{name} {n[0] if len(n) == 1 else n}" for name, n in counts.items())
+        return f"Spans({', '.join(sizes)}; numbers are tokens)"
+
 
 @dataclass(frozen=True, eq=False)
 class Prompt:

@@ -24,11 +24,18 @@ def positions(
     if isinstance(queries, slice):
         found = torch.arange(length)[queries]
     else:
+        if queries is None or isinstance(queries, bool):
+            raise TypeError(f"queries are a name, positions, a slice or a mask; got {queries!r}")
         found = torch.as_tensor(queries)
         if found.dtype == torch.bool:
             found = _true(found, length)
         elif found.numel() and (found.is_floating_point() or found.is_complex()):
             raise TypeError(f"queries are whole numbers or a mask, got {found.dtype}")
+        if found.ndim == 2 and found.numel() and found.dtype != torch.bool and found.min() < 0:
+            raise BadPrompt(
+                "rows of positions, one an item, count from 0: −1 fills the shorter rows of a span's table; "
+                "read the prompts one at a time"
+            )
         if found.numel() and not (-length <= found.min() and found.max() < length):
             raise IndexError(f"queries {found.tolist()} reach outside the {length} tokens that are there")
         found = (found.reshape(-1) if found.ndim < 2 else found).long() % length

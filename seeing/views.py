@@ -7,12 +7,18 @@ reading waits for the run to reach it, assigning writes it, and item assignment 
 
 from __future__ import annotations
 
+import keyword
 from collections.abc import Iterator, Mapping
 
+from greenlet import getcurrent
 from torch import Tensor
 
 from seeing.names import UnknownName
 from seeing.sites import Site
+
+
+class OutsideTrace(AttributeError, ValueError):
+    """A name asked for its value where no model runs. An AttributeError, so that `hasattr` can ask."""
 
 
 class View:
@@ -29,6 +35,10 @@ class View:
             raise AttributeError(part)
         name = f"{self._prefix}.{part.rstrip('_')}"
         if name in self._sites:
+            if getattr(getcurrent(), "mediator", None) is None:
+                raise OutsideTrace(
+                    f"{name!r} has a value in a trace: `with vlm.trace(prompt): …`, or vlm.cache"
+                )
             return self._sites[name].bound()
         if any(known.startswith(f"{name}.") for known in self._sites):
             return View(self._sites, name)
@@ -46,7 +56,9 @@ class View:
     def __dir__(self) -> list[str]:
         cut = len(self._prefix) + 1
         parts = (name[cut:].split(".")[0] for name in self._sites if name.startswith(f"{self._prefix}."))
-        return list(dict.fromkeys(parts))
+        # `in` is a word of Python's, and spelled `in_` as an attribute.
+        spelled = (f"{part}_" if keyword.iskeyword(part) else part for part in parts)
+        return list(dict.fromkeys(spelled))
 
     def __repr__(self) -> str:
         return f"<{self._prefix}: {', '.join(dir(self))}>"

@@ -177,6 +177,8 @@ class VLM(TransformersModel):
 
     def prompts(self, samples: Iterable[EvidenceSample | tuple], template: Template | None = None) -> Prompt:
         """A left-padded batch, one row a sample, or a tuple (image, question) or (image, question, boxes)."""
+        if isinstance(samples, EvidenceSample) or not isinstance(samples, Iterable):
+            raise BadPrompt(f"a batch takes several samples or tuples, got one {type(samples).__name__}")
         turns = []
         for one in samples:
             if not isinstance(one, EvidenceSample) and not (isinstance(one, tuple) and len(one) in (2, 3)):
@@ -207,21 +209,25 @@ class VLM(TransformersModel):
                 span ("question", "image", "text"), positions, or a mask. It cuts nothing else. In the
                 vision tower they count the tower's own tokens.
             device, dtype: where and how to keep the values.
-            grad: keep the autograd graph.
+            grad: keep the autograd graph. Values that lie in the run (not ``attn.scores``,
+                ``attn.pattern`` and ``attn.result``, which are computed beside it) are on the path from
+                earlier to later ones.
 
         Returns: full name -> tensor, with the batch axis, shapes as in the table of names.
         Raises `UnknownName` for a name that the model lacks.
         """
+        _need_prompt(prompt)
         wanted = expand(names, self.names())
         rows = self._rows_of(prompt, wanted, queries)
         values: dict[str, Tensor] = {}
         with torch.set_grad_enabled(grad), self.trace(prompt) as tracer:
-            self._read(values, rows, device, dtype)
+            self._read(values, rows, device, dtype, grad)
             tracer.stop()
         return values
 
     def prefill(self, prompt: Prompt, names: str | Iterable[str], queries: Queries = "last") -> Prefill:
         """Read names in a prompt pass that keeps its keys and values, to go on from."""
+        _need_prompt(prompt)
         wanted = expand(names, self.names())
         rows = self._rows_of(prompt, wanted, queries)
         values: dict[str, Any] = {}
@@ -234,12 +240,14 @@ class VLM(TransformersModel):
         result = values.pop("result")
         return Prefill(values, result.past_key_values, result.logits[0])
 
-    def _read(self, values, rows, device, dtype) -> None:
+    def _read(self, values, rows, device, dtype, grad: bool = False) -> None:
         for name, chosen in rows.items():
             site = self.sites[name]
             value = site.rows(chosen) if Name.parse(name).has_rows else site.read()
-            # A copy: what is served is live, and a later edit or in-place sum would change it.
-            values[name] = value.to(device=device, dtype=dtype).clone()
+            # A copy: what is served is live, and a later edit or in-place sum would change it. With
+            # gradients it is handed out itself, so that what follows can be differentiated by it.
+            value = value.to(device=device, dtype=dtype)
+            values[name] = value if grad else value.clone()
 
     def _rows_of(self, prompt: Prompt, names: Sequence[str], queries: Queries) -> dict[str, Any]:
         """Each name, and the rows to read of it where it has any."""
@@ -272,8 +280,15 @@ class VLM(TransformersModel):
         At most ``max_new_tokens`` are decoded: by default as many as the checkpoint's own generation
         config says, or else the paper's 50. Keyword arguments go to the model's
         ``generate``; ``past_key_values`` goes on from a kept KV cache, without looking at the picture
-        again.
+        again. Raises ValueError for settings that are not greedy (beams, sampling, several sequences):
+        `generate` takes those.
         """
+        _need_prompt(prompt)
+        if max_new_tokens is not None and max_new_tokens < 1:
+            raise ValueError(f"an answer has at least one token, got max_new_tokens={max_new_tokens}")
+        for setting, greedy in (("num_beams", 1), ("num_return_sequences", 1), ("do_sample", False)):
+            if kwargs.pop(setting, greedy) != greedy:
+                raise ValueError(f"answer decodes greedily, {setting} is {greedy}; vlm.generate takes others")
         own = getattr(self._module.generation_config, "max_new_tokens", None)
         with torch.no_grad():
             out = self.interleave(
@@ -281,6 +296,7 @@ class VLM(TransformersModel):
                 prompt,
                 max_new_tokens=max_new_tokens or own or 50,
                 do_sample=False,
+                num_beams=1,
                 return_dict_in_generate=True,
                 output_logits=True,
                 **kwargs,
@@ -381,6 +397,14 @@ class VLM(TransformersModel):
                     mediator.pending = None
 
         return run
+
+
+def _need_prompt(prompt: Any) -> None:
+    if not isinstance(prompt, Prompt):
+        raise BadPrompt(
+            f"this takes a Prompt, got {type(prompt).__name__}; make one with vlm.prompt(image, question), "
+            f"or vlm.prompts([...]) for a batch"
+        )
 
 
 __all__ = ["VLM", "Answer", "Config", "Edits", "Prefill", "Program", "Queries", "StackConfig"]

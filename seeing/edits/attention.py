@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from numbers import Real
 from typing import Any
 
 import torch
@@ -19,6 +20,11 @@ from seeing.edits.edit import RowEdit
 from seeing.edits.heads import heads_of
 from seeing.edits.select import BadEdit, Moment, layers_of, selector
 from seeing.vlm import VLM
+
+
+def is_number(value: Any) -> bool:
+    """Whether ``value`` is a finite real number."""
+    return isinstance(value, Real) and math.isfinite(value)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +42,7 @@ class _Keyed(RowEdit):
         object.__setattr__(self, "queries", selector(self.queries))
         if self.heads is not None:
             object.__setattr__(self, "heads", heads_of(self.heads))
-        if isinstance(self.layers, list):
+        if not isinstance(self.layers, (str, int, slice)):
             object.__setattr__(self, "layers", tuple(self.layers))
         self._check_when()
 
@@ -63,8 +69,8 @@ class Bias(_Keyed):
 
     def __post_init__(self):
         super().__post_init__()
-        if not math.isfinite(self.value):
-            raise BadEdit(f"a bias is a finite number, got {self.value}; Knockout cuts edges")
+        if not is_number(self.value):
+            raise BadEdit(f"a bias is a finite number, got {self.value!r}; Knockout cuts edges")
 
     def scores(self, scores: Float[Tensor, "batch head rows key"], at: Moment) -> Tensor:
         return scores + self.value * self.key_mask(at)
@@ -74,16 +80,16 @@ class Bias(_Keyed):
 class ScaleAttention(_Keyed):
     """Multiply the weight of the chosen keys by ``gain`` before normalising: a bias of log gain.
 
-    ``gain=1`` changes nothing. With weight m on the keys before, the weight after is
-    gain·m / (1 + (gain − 1)·m).
+    ``gain=1`` changes nothing but rounding, for the rows are written anew. With weight m on the keys
+    before, the weight after is gain·m / (1 + (gain − 1)·m).
     """
 
     gain: float
 
     def __post_init__(self):
         super().__post_init__()
-        if not (math.isfinite(self.gain) and self.gain > 0):
-            raise BadEdit(f"a gain is a positive number, got {self.gain}; Knockout takes keys away")
+        if not (is_number(self.gain) and self.gain > 0):
+            raise BadEdit(f"a gain is a positive number, got {self.gain!r}; Knockout takes keys away")
 
     def scores(self, scores: Float[Tensor, "batch head rows key"], at: Moment) -> Tensor:
         return scores + math.log(self.gain) * self.key_mask(at)

@@ -47,6 +47,10 @@ class Edit(ABC):
     def __add__(self, other: Edit | Edits) -> Edits:
         return Edits((self,)) + other
 
+    def __radd__(self, other: int) -> Edits:
+        # sum() starts from 0.
+        return Edits((self,)) if other == 0 else NotImplemented
+
     @abstractmethod
     def fit(self, vlm: VLM) -> Edit:
         """The edit with its layers and names resolved for ``vlm``. Raises `BadEdit` when it doesn't fit."""

@@ -45,6 +45,11 @@ def head_table(heads: Any) -> HeadTable:
 
 def heads_of(spec: Any) -> tuple[int, ...]:
     """One head or several, whole numbers of any library's kind. Raises `BadEdit` for anything else."""
+    if isinstance(spec, Mapping):
+        raise BadEdit(
+            f"heads here are a whole number or several, got {spec!r}; say the layers with layers=, "
+            f"{{layer: [heads]}} is for AblateHeads, ScaleHeads and seen"
+        )
     several = isinstance(spec, Iterable) and not isinstance(spec, str) and whole(spec) is None
     found = tuple(whole(head) for head in (spec if several else [spec]))
     if not found or None in found:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -26,13 +27,17 @@ class Steer(SiteEdit):
     """
 
     site: str
-    vector: Float[Tensor, " d"]
+    vector: Any
     strength: float = 1.0
     positions: Selector | str | int | Sequence | Tensor = "last"
     when: str = "both"
 
     def __post_init__(self):
         object.__setattr__(self, "positions", selector(self.positions))
+        try:
+            object.__setattr__(self, "vector", torch.as_tensor(self.vector))
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise BadEdit(f"a steering vector is a tensor, an array or a list of numbers: {error}") from error
         if self.vector.ndim != 1 or not torch.isfinite(self.vector).all():
             raise BadEdit(f"a steering vector is one axis of finite numbers, got {tuple(self.vector.shape)}")
         if not math.isfinite(self.strength):
@@ -41,9 +46,13 @@ class Steer(SiteEdit):
 
     def fit(self, vlm: VLM) -> SiteEdit:
         try:
-            (site,) = expand(self.site, vlm.names())
-        except (UnknownName, ValueError) as error:
+            site, *more = expand(self.site, vlm.names())
+        except UnknownName as error:
             raise BadEdit(f"Steer takes one site that the model has; {self.site!r}: {error}") from error
+        if more:
+            raise BadEdit(
+                f"Steer takes one site; {self.site!r} names {1 + len(more)}: add one Steer for each"
+            )
         name = Name.parse(site)
         if name.site in ROW_SITES:
             raise BadEdit(f"{site!r} holds rows of attention; Bias, ScaleAttention and Knockout edit those")

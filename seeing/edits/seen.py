@@ -62,7 +62,7 @@ class Seen(Selector):
 
 
 def seen(
-    heads: Mapping[int, Sequence[int]] | Iterable[int], window: tuple[int, int] = (2, 2), denoise: bool = True
+    heads: Mapping[int, Sequence[int]] | Iterable[int], window: Sequence[int] = (2, 2), denoise: bool = True
 ) -> Seen:
     """`Seen` from ``{layer: [heads]}``, or from layers of which all heads are read."""
     table = dict(heads) if isinstance(heads, Mapping) else dict.fromkeys(heads, ())
@@ -71,7 +71,10 @@ def seen(
         raise BadEdit(
             f"seen(…) reads layers, or {{layer: [heads]}}, whole numbers, at least one; got {heads!r}"
         )
-    return Seen(read, tuple(window), denoise)
+    size = tuple(map(whole, window)) if isinstance(window, Sequence) else ()
+    if len(size) != 2 or None in size or min(size) < 1:
+        raise BadEdit(f"a window is (rows, columns) of image tokens, both at least 1; got {window!r}")
+    return Seen(read, size, denoise)
 
 
 def read_last(at: Moment, layer: int, call: AttentionCall) -> None:

@@ -273,6 +273,10 @@ def selector(spec: Any) -> Selector:
     if isinstance(spec, Sequence) and len(spec):
         positions = tuple(map(whole, spec))
         if None not in positions:
+            if _is_box(spec, positions):
+                raise BadEdit(
+                    f"is {spec!r} a box or four positions? A box is [{spec!r}], positions are a list"
+                )
             return Positions((positions,))
         if all(isinstance(one, (Sequence, np.ndarray)) and len(one) == 4 for one in spec):
             return Boxes(tuple(tuple(float(edge) for edge in box) for box in spec))
@@ -280,6 +284,14 @@ def selector(spec: Any) -> Selector:
         f"{spec!r} selects no positions; give a name ('image', 'question', 'evidence', 'last', …), "
         f"positions, boxes (x0, y0, x1, y1), or a selector"
     )
+
+
+def _is_box(spec: Any, numbers: tuple[int, ...]) -> bool:
+    """Whether four numbers read like a box: a tuple, two corners, and not in the order of positions."""
+    if not isinstance(spec, tuple) or len(numbers) != 4 or list(numbers) == sorted(set(numbers)):
+        return False
+    x0, y0, x1, y1 = numbers
+    return 0 <= x0 < x1 and 0 <= y0 < y1
 
 
 def whole(value: Any) -> int | None:

@@ -353,3 +353,24 @@ def test_names_are_given_in_any_order_and_read_in_the_order_of_the_pass(vlm, pro
     assert list(found) == [name for name in vlm.names() if name in found]
     for name, value in found.items():
         assert torch.equal(value, everything[name])
+
+
+def test_gradients_run_from_what_the_cache_hands_out(vlm, prompt):
+    cache = vlm.cache(prompt, ["text.1.resid_post", "logits"], grad=True)
+    (gradient,) = torch.autograd.grad(cache["logits"][0, -1].max(), cache["text.1.resid_post"])
+    assert gradient.shape == cache["text.1.resid_post"].shape
+    assert gradient.abs().sum() > 0
+
+
+def test_what_is_no_prompt_is_refused_by_name(vlm):
+    for run in (vlm.cache, vlm.answer):
+        with pytest.raises(BadPrompt, match=r"vlm\.prompt"):
+            run("hi")
+
+
+@pytest.mark.parametrize("setting", [{"num_beams": 3}, {"do_sample": True}, {"num_return_sequences": 2}])
+def test_an_answer_is_greedy(vlm, prompt, setting):
+    with pytest.raises(ValueError, match=r"vlm\.generate"):
+        vlm.answer(prompt, **setting)
+    with pytest.raises(ValueError, match="at least one token"):
+        vlm.answer(prompt, max_new_tokens=0)

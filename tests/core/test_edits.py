@@ -988,3 +988,22 @@ def test_a_static_cache_is_refused(vlm, prompt, clean):
     edited = vlm.with_edits(CASES["gain"][0])
     with pytest.raises(E.BadEdit, match="static KV cache"):
         edited.generate(prompt, max_new_tokens=3, cache_implementation="static")
+
+
+# -- what reads like something else ------------------------------------------------------------------
+
+
+def test_a_table_of_layers_is_no_list_of_heads():
+    """{layer: [heads]} is AblateHeads' spelling; iterated as heads it would cut its layers' numbers."""
+    with pytest.raises(E.BadEdit, match="layers="):
+        E.Knockout(keys="image", heads={1: [0]})
+
+
+def test_four_numbers_that_may_be_a_box_are_refused():
+    with pytest.raises(E.BadEdit, match="a box or four positions"):
+        E.Knockout(keys=(0, 0, 20, 20))
+
+
+def test_a_sum_of_edits_is_their_composition():
+    edits = [E.AblateHeads({1: [0]}), E.Knockout(keys="image")]
+    assert sum(edits) == edits[0] + edits[1]

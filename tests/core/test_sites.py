@@ -401,10 +401,10 @@ def test_layers_count_from_the_end_too(vlm, prompt):
 def test_views_show_what_they_hold(vlm):
     assert set(dir(vlm.text[0].attn)) == {"q", "k", "v", "scores", "pattern", "z", "result"}
     assert "resid_mid" in repr(vlm.text[0])
-    assert repr(vlm.projector) == "<projector: in, out>"
+    assert repr(vlm.projector) == "<projector: in_, out>"
 
 
 def test_outside_a_trace_there_is_nothing_to_read(vlm):
     for read in (lambda: vlm.text[1].attn.pattern, lambda: vlm.text[1].resid_post, lambda: vlm.logits):
-        with pytest.raises(ValueError, match="outside of interleaving"):
+        with pytest.raises(ValueError, match="in a trace"):
             read()
