@@ -34,8 +34,11 @@ def painted(draw):
     assume(x0 + cols * width > 0)
     assume(y0 + rows * height > 0)
     view = View((x0 / FINE, y0 / FINE, (x0 + cols * width) / FINE, (y0 + rows * height) / FINE), (64, 48))
-    tokens = [paint((x0 + c * width, y0 + r * height, x0 + (c + 1) * width, y0 + (r + 1) * height), size)
-              for r in range(rows) for c in range(cols)]
+    tokens = [
+        paint((x0 + c * width, y0 + r * height, x0 + (c + 1) * width, y0 + (r + 1) * height), size)
+        for r in range(rows)
+        for c in range(cols)
+    ]
     boxes = []
     for _ in range(draw(st.integers(1, 4))):
         left, top = draw(st.integers(0, size[0] * FINE - 1)), draw(st.integers(0, size[1] * FINE - 1))
@@ -184,8 +187,11 @@ def tiled():
     rows = cells((8, 4), whole, 2, 4).view(2, 4, 4)
     newline = torch.full((2, 1, 4), torch.nan, dtype=torch.float64)
     boxes = torch.cat([cells((8, 4), whole, 1, 2), torch.cat([rows, newline], 1).view(10, 4)])
-    levels = (Level("thumbnail", 1, 2), Level("tile", 2, 4, start=2, stride=5),
-              Level("newline", 2, 1, start=6, stride=5))
+    levels = (
+        Level("thumbnail", 1, 2),
+        Level("tile", 2, 4, start=2, stride=5),
+        Level("newline", 2, 1, start=6, stride=5),
+    )
     return VisualGrid((8, 4), torch.arange(12), boxes, whole, levels)
 
 
@@ -223,7 +229,10 @@ def test_shifting_moves_the_tokens_and_not_their_places(tiled):
 
 def test_coverage_snaps_edges_that_only_rounding_moved():
     assert coverage(np.array([[1.0, 3.0000000001], [0.25, 1.5], [np.nan, np.nan]]), 4).tolist() == [
-        [0, 1, 1, 0], [0.75, 0.5, 0, 0], [0, 0, 0, 0]]
+        [0, 1, 1, 0],
+        [0.75, 0.5, 0, 0],
+        [0, 0, 0, 0],
+    ]
 
 
 def test_a_column_of_a_long_image_is_its_own_row_of_pixels():
@@ -235,20 +244,23 @@ def test_a_column_of_a_long_image_is_its_own_row_of_pixels():
 # ---- refusals ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("boxes", "message"), [
-    ([], "no evidence boxes"),
-    (torch.empty(0, 4), "no evidence boxes"),
-    ((10, 10, 20, 20), r"one box is \[\("),
-    ([(10, 10, 20)], "expected boxes"),
-    ([(10, 10, 20, 20), (1, 2, 3)], "expected boxes"),
-    ([(10, 10, 10, 20)], "x0 < x1"),
-    ([(10, 10, 20, 20), (30, 10, 20, 20)], "evidence box 1.*x0 < x1"),
-    ([(10, 10, float("nan"), 20)], "finite"),
-    ([(10, 10, float("inf"), 20)], "finite"),
-    ([(640, 10, 700, 20)], "640×480"),
-    ([(-20, 10, 0, 20)], "640×480"),
-    ([(0.1, 0.2, 0.5, 0.9)], "absolute pixels"),
-])
+@pytest.mark.parametrize(
+    ("boxes", "message"),
+    [
+        ([], "no evidence boxes"),
+        (torch.empty(0, 4), "no evidence boxes"),
+        ((10, 10, 20, 20), r"one box is \[\("),
+        ([(10, 10, 20)], "expected boxes"),
+        ([(10, 10, 20, 20), (1, 2, 3)], "expected boxes"),
+        ([(10, 10, 10, 20)], "x0 < x1"),
+        ([(10, 10, 20, 20), (30, 10, 20, 20)], "evidence box 1.*x0 < x1"),
+        ([(10, 10, float("nan"), 20)], "finite"),
+        ([(10, 10, float("inf"), 20)], "finite"),
+        ([(640, 10, 700, 20)], "640×480"),
+        ([(-20, 10, 0, 20)], "640×480"),
+        ([(0.1, 0.2, 0.5, 0.9)], "absolute pixels"),
+    ],
+)
 @pytest.mark.parametrize("ask", ["labels", "covers"])
 def test_wrong_evidence_is_refused(llava, boxes, message, ask):
     with pytest.raises(ValueError, match=message):
@@ -268,8 +280,13 @@ def test_wrong_questions_are_refused(llava, tiled):
         tiled.heatmap(torch.rand(12), "tiles")
     with pytest.raises(ValueError, match="expected one level for 3, found 0"):
         tiled.as_grid(torch.rand(12), 3)
-    twins = VisualGrid((8, 4), torch.arange(4), cells((8, 4), View((0, 0, 8, 4), (8, 4)), 2, 2),
-                       View((0, 0, 8, 4), (8, 4)), (Level("tile", 1, 2), Level("tile", 1, 2, start=2)))
+    twins = VisualGrid(
+        (8, 4),
+        torch.arange(4),
+        cells((8, 4), View((0, 0, 8, 4), (8, 4)), 2, 2),
+        View((0, 0, 8, 4), (8, 4)),
+        (Level("tile", 1, 2), Level("tile", 1, 2, start=2)),
+    )
     with pytest.raises(ValueError, match="expected one level for 'tile', found 2"):
         twins.level("tile")
 
@@ -277,21 +294,29 @@ def test_wrong_questions_are_refused(llava, tiled):
 BOXES = cells((8, 4), View((0, 0, 8, 4), (8, 4)), 2, 4)
 
 
-@pytest.mark.parametrize(("change", "message"), [
-    ({"positions": torch.zeros(8, dtype=torch.long)}, "strictly increasing"),
-    ({"positions": torch.arange(8) - 1}, "positions ≥ 0"),
-    ({"image_size": (7, 4)}, "inside the 7×4 image"),
-    ({"image_size": (0, 4)}, "at least 1×1"),
-    ({"boxes": BOXES.flip(1)}, "inside the 8×4 image"),
-    ({"boxes": BOXES.masked_fill(torch.arange(32).view(8, 4) == 2, torch.nan)}, "or four NaN"),
-    ({"boxes": BOXES.view(2, 4, 4).transpose(0, 1).reshape(8, 4)}, "reading order"),
-    ({"levels": (Level("patch", 3, 4),)}, "ends at token 11, but the grid has 8 tokens"),
-    ({"levels": (Level("patch", 2, 4), Level("tile", 1, 1, start=3))}, "token 3 belongs to 2 levels"),
-    ({"levels": (Level("patch", 1, 4),)}, "4 tokens of .* have a place but no level"),
-])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"positions": torch.zeros(8, dtype=torch.long)}, "strictly increasing"),
+        ({"positions": torch.arange(8) - 1}, "positions ≥ 0"),
+        ({"image_size": (7, 4)}, "inside the 7×4 image"),
+        ({"image_size": (0, 4)}, "at least 1×1"),
+        ({"boxes": BOXES.flip(1)}, "inside the 8×4 image"),
+        ({"boxes": BOXES.masked_fill(torch.arange(32).view(8, 4) == 2, torch.nan)}, "or four NaN"),
+        ({"boxes": BOXES.view(2, 4, 4).transpose(0, 1).reshape(8, 4)}, "reading order"),
+        ({"levels": (Level("patch", 3, 4),)}, "ends at token 11, but the grid has 8 tokens"),
+        ({"levels": (Level("patch", 2, 4), Level("tile", 1, 1, start=3))}, "token 3 belongs to 2 levels"),
+        ({"levels": (Level("patch", 1, 4),)}, "4 tokens of .* have a place but no level"),
+    ],
+)
 def test_a_grid_that_contradicts_itself_does_not_exist(change, message):
-    good = {"image_size": (8, 4), "positions": torch.arange(8), "boxes": BOXES,
-            "view": View((0, 0, 8, 4), (8, 4)), "levels": (Level("patch", 2, 4),)}
+    good = {
+        "image_size": (8, 4),
+        "positions": torch.arange(8),
+        "boxes": BOXES,
+        "view": View((0, 0, 8, 4), (8, 4)),
+        "levels": (Level("patch", 2, 4),),
+    }
     VisualGrid(**good)
     with pytest.raises(ValueError, match=message):
         VisualGrid(**(good | change))

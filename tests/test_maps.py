@@ -74,7 +74,7 @@ def test_denoise_is_the_loop(rows, cols, seed):
             padded = np.pad(one, 1, mode="edge")
             for r in range(rows):
                 for c in range(cols):
-                    window = padded[r:r + 3, c:c + 3].ravel().tolist()
+                    window = padded[r : r + 3, c : c + 3].ravel().tolist()
                     del window[4]
                     if one[r, c] > 10 * max(window):
                         out[r, c] = sum(window) / 8
@@ -187,8 +187,10 @@ def test_ablations_leave_one_step_out():
     assert plain.argmax() != cleaned.argmax()
     np.testing.assert_array_equal(
         maps.evidence_map(scores, grid, denoise=False, sigma=0.3),
-        maps.normalize(gaussian_filter(np.kron(scores.reshape(8, 8), np.ones((14, 14))), 0.3 * 112,
-                                       mode="nearest")))
+        maps.normalize(
+            gaussian_filter(np.kron(scores.reshape(8, 8), np.ones((14, 14))), 0.3 * 112, mode="nearest")
+        ),
+    )
     signed = maps.evidence_map(-scores, grid, denoise=False)
     assert signed.min() == 0
     assert signed.max() == 1
@@ -204,8 +206,9 @@ def test_leading_axes_are_maps_of_their_own():
     assert together.shape == (2, 3, 56, 84)
     np.testing.assert_array_equal(together[1, 2], maps.evidence_map(scores[1, 2], grid))
     squashed = VisualGrid.regular((50, 40), View((0, 0, 50, 40), (84, 56)), 4, 6, torch.arange(24))
-    np.testing.assert_array_equal(maps.evidence_map(scores, squashed)[1, 0],
-                                  maps.evidence_map(scores[1, 0], squashed))
+    np.testing.assert_array_equal(
+        maps.evidence_map(scores, squashed)[1, 0], maps.evidence_map(scores[1, 0], squashed)
+    )
 
 
 # ---- back to the original image ----------------------------------------------------------------------------
@@ -215,8 +218,9 @@ def test_leading_axes_are_maps_of_their_own():
 def test_a_squashed_view_comes_back_as_torch_would_resize_it(size):
     grid = VisualGrid.regular(size, View((0, 0, *size), (42, 28)), 2, 3, torch.arange(6))
     canvas = RNG.random((28, 42))
-    truth = torch.nn.functional.interpolate(torch.from_numpy(canvas)[None, None], size[::-1], mode="bilinear",
-                                            align_corners=False)[0, 0]
+    truth = torch.nn.functional.interpolate(
+        torch.from_numpy(canvas)[None, None], size[::-1], mode="bilinear", align_corners=False
+    )[0, 0]
     np.testing.assert_allclose(maps.onto_image(canvas, grid), truth, atol=1e-12)
 
 
@@ -226,8 +230,9 @@ def test_a_crop_is_dark_outside():
     grid = VisualGrid.regular((640, 480), view, 24, 24, torch.arange(576))
     canvas = 0.5 + RNG.random((336, 336))
     result = maps.onto_image(canvas, grid)
-    inside = torch.nn.functional.interpolate(torch.from_numpy(canvas)[None, None], (480, 480),
-                                             mode="bilinear")
+    inside = torch.nn.functional.interpolate(
+        torch.from_numpy(canvas)[None, None], (480, 480), mode="bilinear"
+    )
     np.testing.assert_allclose(result[:, 80:560], inside[0, 0], atol=1e-12)
     assert (result[:, :80] == 0).all()
     assert (result[:, 560:] == 0).all()
@@ -248,8 +253,13 @@ def test_the_padding_around_a_picture_is_no_evidence():
     result = maps.evidence_map(scores, grid, denoise=False, sigma=0.0)
     assert result.shape == (20, 40)
     assert result[-1, -1] == 1.0
-    nowhere = VisualGrid((4, 4), torch.arange(2), torch.full((2, 4), torch.nan), View((0, 0, 4, 4), (4, 4)),
-                         (Level("newline", 2, 1),))
+    nowhere = VisualGrid(
+        (4, 4),
+        torch.arange(2),
+        torch.full((2, 4), torch.nan),
+        View((0, 0, 4, 4), (4, 4)),
+        (Level("newline", 2, 1),),
+    )
     with pytest.raises(ValueError, match="nothing to paint"):
         maps.paint(np.ones(2), nowhere)
 
@@ -273,23 +283,27 @@ def test_highlight_at_the_ends_of_alpha():
     assert same.mode == "RGB"
     assert same is not image
     assert (np.asarray(same) == np.asarray(image)).all()
-    np.testing.assert_array_equal(np.asarray(maps.highlight(image, evidence, 0.0)),
-                                  np.rint(np.asarray(image) * evidence[..., None]))
+    np.testing.assert_array_equal(
+        np.asarray(maps.highlight(image, evidence, 0.0)), np.rint(np.asarray(image) * evidence[..., None])
+    )
     assert (np.asarray(maps.highlight(image, np.zeros((6, 9)), 0.0)) == 0).all()
     assert np.asarray(maps.highlight(image, evidence.astype(np.float32))).shape == (6, 9, 3)
 
 
-@pytest.mark.parametrize(("mode", "shape", "value", "alpha", "message"), [
-    ("RGB", (4, 5), 0.5, 1.1, "alpha"),
-    ("RGB", (4, 5), 0.5, -0.1, "alpha"),
-    ("RGB", (4, 5), 0.5, float("nan"), "alpha"),
-    ("RGB", (5, 4), 0.5, 0.5, r"\(4, 5\), found \(5, 4\)"),
-    ("RGB", (4, 5), 1.01, 0.5, "normalize"),
-    ("RGB", (4, 5), -0.01, 0.5, "normalize"),
-    ("RGB", (4, 5), float("nan"), 0.5, "normalize"),
-    ("L", (4, 5), 0.5, 0.5, "convert"),
-    ("RGBA", (4, 5), 0.5, 0.5, "convert"),
-])
+@pytest.mark.parametrize(
+    ("mode", "shape", "value", "alpha", "message"),
+    [
+        ("RGB", (4, 5), 0.5, 1.1, "alpha"),
+        ("RGB", (4, 5), 0.5, -0.1, "alpha"),
+        ("RGB", (4, 5), 0.5, float("nan"), "alpha"),
+        ("RGB", (5, 4), 0.5, 0.5, r"\(4, 5\), found \(5, 4\)"),
+        ("RGB", (4, 5), 1.01, 0.5, "normalize"),
+        ("RGB", (4, 5), -0.01, 0.5, "normalize"),
+        ("RGB", (4, 5), float("nan"), 0.5, "normalize"),
+        ("L", (4, 5), 0.5, 0.5, "convert"),
+        ("RGBA", (4, 5), 0.5, 0.5, "convert"),
+    ],
+)
 def test_highlight_refuses(mode, shape, value, alpha, message):
     with pytest.raises(ValueError, match=message):
         maps.highlight(Image.new(mode, (5, 4)), np.full(shape, value), alpha)
@@ -308,7 +322,7 @@ def test_the_best_window_is_the_first_largest(rows, cols, data):
         best, truth = -np.inf, None
         for r in range(rows - size[0] + 1):
             for c in range(cols - size[1] + 1):
-                total = one[r:r + size[0], c:c + size[1]].sum()
+                total = one[r : r + size[0], c : c + size[1]].sum()
                 if total > best:
                     best, truth = total, Window(r, c, *size)
         assert found == truth == maps.best_window(one, size)

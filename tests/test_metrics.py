@@ -116,8 +116,12 @@ def test_attention_off_and_on_the_evidence():
 def test_locality_is_every_metric_at_once(name):
     scores = torch.rand(4, 2, 30, generator=torch.Generator().manual_seed(2))
     labels = torch.arange(30) % 4 == 0
-    torch.testing.assert_close(getattr(metrics.locality(scores, labels), name),
-                               getattr(metrics, name)(scores, labels), rtol=0, atol=0)
+    torch.testing.assert_close(
+        getattr(metrics.locality(scores, labels), name),
+        getattr(metrics, name)(scores, labels),
+        rtol=0,
+        atol=0,
+    )
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -149,16 +153,19 @@ def test_negative_scores_rank_but_are_no_attention():
 # ---- answers -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("text", "normal"), [
-    ("  The  Cat,\nsat. ", "cat sat"),
-    ("An apple a day", "apple day"),
-    ("theatre", "theatre"),  # an article is a word of its own
-    ("U.S.A.", "usa"),
-    ("$1,000.50", "100050"),
-    ("A", ""),
-    ("Éa", "éa"),
-    ("", ""),
-])
+@pytest.mark.parametrize(
+    ("text", "normal"),
+    [
+        ("  The  Cat,\nsat. ", "cat sat"),
+        ("An apple a day", "apple day"),
+        ("theatre", "theatre"),  # an article is a word of its own
+        ("U.S.A.", "usa"),
+        ("$1,000.50", "100050"),
+        ("A", ""),
+        ("Éa", "éa"),
+        ("", ""),
+    ],
+)
 def test_normalization_is_squad_s(text, normal):
     assert normalize_answer(text) == normal
 

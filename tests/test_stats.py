@@ -61,12 +61,15 @@ def test_mcnemar_p_is_the_share_of_coin_throws_as_uneven():
 
 
 @pytest.mark.parametrize("ask", [mcnemar, paired_difference])
-@pytest.mark.parametrize(("base", "other", "message"), [
-    ([], [], r"\(0,\)"),
-    ([1, 0], [1], r"\(2,\) and \(1,\)"),
-    ([[1, 0]], [[1, 0]], r"\(1, 2\)"),
-    ([1, float("nan")], [1, 0], "drop the pair"),
-])
+@pytest.mark.parametrize(
+    ("base", "other", "message"),
+    [
+        ([], [], r"\(0,\)"),
+        ([1, 0], [1], r"\(2,\) and \(1,\)"),
+        ([[1, 0]], [[1, 0]], r"\(1, 2\)"),
+        ([1, float("nan")], [1, 0], "drop the pair"),
+    ],
+)
 def test_pairs_that_are_none(ask, base, other, message):
     with pytest.raises(ValueError, match=message):
         ask(base, other)
@@ -80,11 +83,14 @@ def test_mcnemar_needs_outcomes():
 # ---- paired difference -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("both", "only_other", "only_base", "neither", "low", "high"), [
-    (36, 12, 2, 0, 0.0569, 0.3404),
-    (18, 12, 2, 18, 0.0562, 0.3290),
-    (53, 0, 0, 1, -0.0729, 0.0729),
-])
+@pytest.mark.parametrize(
+    ("both", "only_other", "only_base", "neither", "low", "high"),
+    [
+        (36, 12, 2, 0, 0.0569, 0.3404),
+        (18, 12, 2, 18, 0.0562, 0.3290),
+        (53, 0, 0, 1, -0.0729, 0.0729),
+    ],
+)
 def test_newcombe_s_own_examples(both, only_other, only_base, neither, low, high):
     """Newcombe 1998, Statistics in Medicine 17:2635, the examples of method 10."""
     base, other = outcomes(both, only_base, only_other, neither)
@@ -129,8 +135,9 @@ def test_graded_scores_get_the_paired_bootstrap():
 def test_the_bootstrap_is_scipy_s():
     values = np.random.default_rng(0).gamma(2.0, size=60)
     ours = bootstrap_mean(values, seed=1, level=0.9, resamples=20000)
-    theirs = reference.bootstrap((values,), np.mean, n_resamples=20000, confidence_level=0.9,
-                                 method="percentile", rng=2).confidence_interval
+    theirs = reference.bootstrap(
+        (values,), np.mean, n_resamples=20000, confidence_level=0.9, method="percentile", rng=2
+    ).confidence_interval
     assert ours.mean == pytest.approx(values.mean())
     assert ours.interval == pytest.approx((theirs.low, theirs.high), abs=0.01)
     assert (ours.n, ours.dropped) == (60, 0)
