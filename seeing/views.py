@@ -21,6 +21,13 @@ class OutsideTrace(AttributeError, ValueError):
     """A name asked for its value where no model runs. An AttributeError, so that `hasattr` can ask."""
 
 
+def bound(sites: Mapping[str, Site], name: str) -> Tensor:
+    """The value of a whole name, as a user's block gets it. Raises `OutsideTrace` where no block runs."""
+    if getattr(getcurrent(), "mediator", None) is None:
+        raise OutsideTrace(f"{name!r} has a value in a trace: `with vlm.trace(prompt): …`, or vlm.cache")
+    return sites[name].bound()
+
+
 class View:
     """Part of a name, such as ``text.3`` or ``text.3.attn``. Its attributes are the next parts."""
 
@@ -35,11 +42,7 @@ class View:
             raise AttributeError(part)
         name = f"{self._prefix}.{part.rstrip('_')}"
         if name in self._sites:
-            if getattr(getcurrent(), "mediator", None) is None:
-                raise OutsideTrace(
-                    f"{name!r} has a value in a trace: `with vlm.trace(prompt): …`, or vlm.cache"
-                )
-            return self._sites[name].bound()
+            return bound(self._sites, name)
         if any(known.startswith(f"{name}.") for known in self._sites):
             return View(self._sites, name)
         raise AttributeError(self._missing(name))

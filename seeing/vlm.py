@@ -33,7 +33,7 @@ from seeing.grid import Boxes
 from seeing.names import Name, expand
 from seeing.prompt import BadPrompt, Prompt, Template, Turn, build
 from seeing.queries import Queries, positions
-from seeing.views import StackView, View
+from seeing.views import OutsideTrace, StackView, View, bound
 
 
 @runtime_checkable
@@ -146,7 +146,10 @@ class VLM(TransformersModel):
 
     @property
     def logits(self) -> Float[Tensor, "batch pos d_vocab"]:
-        return self.sites["logits"].bound()
+        try:
+            return bound(self.sites, "logits")
+        except OutsideTrace as error:  # an AttributeError here would be looked for in the module
+            raise ValueError(str(error)) from None
 
     @logits.setter
     def logits(self, value: Tensor) -> None:
