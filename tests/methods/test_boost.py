@@ -93,6 +93,26 @@ def test_a_boost_in_one_pass_acts_behind_what_it_reads(random, one):
         BoostInPass({3: [0]}, (3, 4)).answer(random, random.prompts(one))
 
 
+def test_the_own_region_is_not_a_single_spike(planted, bare_planted, squares, by_hand):
+    """One white patch holds the planted head's attention; cleaned away, it is not the region any more."""
+    samples = [one for one in squares(8, side=14) if min(one.boxes[0]) >= 14 and max(one.boxes[0]) < 98]
+    prompt = planted.prompts(samples)
+    heads = {2: [1]}
+    moved = 0
+    for row, sample in enumerate(samples):
+        rows = bare_planted.image_rows(sample.image, sample.question)[2, 1].reshape(8, 8)
+        raw, clean = by_hand.best_window(rows), by_hand.best_window(by_hand.denoise(rows))
+        moved += by_hand.tokens(raw) != by_hand.tokens(clean)
+        keys = tuple(1 + token for token in by_hand.tokens(clean))
+        assert SecondLook(heads).boost(prompt, own_rows(planted, prompt, heads)).keys.rows[row] == keys
+    assert moved
+    given = planted.with_edits(BoostInPass(heads, (3, 4), gain=4.0).edit())
+    same = planted.with_edits(
+        SecondLook(heads, layers=(3, 4)).boost(prompt, own_rows(planted, prompt, heads))
+    )
+    torch.testing.assert_close(logits_of(given, prompt), logits_of(same, prompt), atol=1e-5, rtol=1e-5)
+
+
 # ---- second look -------------------------------------------------------------------------------
 
 

@@ -88,6 +88,13 @@ def test_a_planted_head_makes_its_layer_the_profile(planted, squares):
     assert found.auroc_layers.argmax() == 2
 
 
+def test_the_template_is_how_the_question_is_asked(random, crowded):
+    found = probes.profile(random, crowded[:2], template="the {question} is")
+    asked = probes.evidence(random, crowded[:2], template="the {question} is")
+    assert torch.equal(found.auroc_heads, asked.auroc)
+    assert not torch.equal(found.auroc_heads, probes.profile(random, crowded[:2]).auroc_heads)
+
+
 def test_the_embedded_model_sees(trained, crowded):
     """Its middle layers look at the evidence of crowded scenes."""
     found = probes.profile(trained, crowded)
