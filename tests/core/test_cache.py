@@ -362,7 +362,7 @@ def test_gradients_run_from_what_the_cache_hands_out(vlm, prompt):
     assert gradient.abs().sum() > 0
 
 
-def test_what_is_no_prompt_is_refused_by_name(vlm):
+def test_what_is_no_prompt_is_refused_by_name(vlm, unchecked):
     for run in (vlm.cache, vlm.answer):
         with pytest.raises(BadPrompt, match=r"vlm\.prompt"):
             run("hi")
