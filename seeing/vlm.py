@@ -22,9 +22,9 @@ from jaxtyping import Float, Int
 from nnsight import TransformersModel
 from nnsight.intervention.interleaver import Mediator
 from torch import Tensor, nn
-from transformers import Cache
 
 from seeing import sites
+from seeing.answer import Answer, Prefill
 from seeing.config import Config, StackConfig, config_of
 from seeing.data.images import ImageLike
 from seeing.data.samples import EvidenceSample
@@ -55,44 +55,6 @@ class Edits(Protocol):
 
     def compile(self, vlm: VLM) -> Program:
         """Check the edits against the model. Raises when they don't fit."""
-
-
-class Answer(str):
-    """What the model said: a string, with the ids and log-probabilities it was made of.
-
-    Attributes:
-        ids: (token,) the generated ids, up to and including end-of-sequence.
-        token_logprobs: (token,) the log-probability of each in the step that chose it.
-        logprob: their sum.
-    """
-
-    ids: Int[Tensor, " token"]
-    token_logprobs: Float[Tensor, " token"]
-
-    @classmethod
-    def of(cls, text: str, ids: Tensor, token_logprobs: Tensor) -> Answer:
-        answer = cls(text)
-        answer.ids, answer.token_logprobs = ids, token_logprobs
-        return answer
-
-    @property
-    def logprob(self) -> float:
-        return float(self.token_logprobs.sum())
-
-
-@dataclass(frozen=True)
-class Prefill:
-    """A prompt pass that keeps its keys and values.
-
-    Attributes:
-        activations: the names that were read.
-        past_key_values: the KV cache behind the whole prompt.
-        logits: (batch, d_vocab) of the last position.
-    """
-
-    activations: dict[str, Tensor]
-    past_key_values: Cache
-    logits: Float[Tensor, "batch d_vocab"]
 
 
 @dataclass
