@@ -75,6 +75,10 @@ def test_a_missing_file_is_named(seeing_command, tmp_path):
     check(seeing_command("ask", tmp_path / "nowhere.png", QUESTION), "nowhere.png", "no such")
 
 
+def test_a_name_of_two_lines_is_still_one_line(seeing_command, tmp_path):
+    check(seeing_command("ask", tmp_path / "no\nwhere.png", QUESTION), "no where.png")
+
+
 @pytest.mark.parametrize(
     ("question", "word"),
     [
