@@ -48,14 +48,15 @@ def demo(
     Profiles layers and heads on a calibration split, then answers crowded scenes with the plain model,
     the paper's intervention, its kin and the controls, and writes a report.
     """
+    _positive("--limit", limit)
+    if seed < 0:
+        raise UserError(f"--seed is 0 or more, got {seed}")
+
     from seeing.data.plates import SPLITS
     from seeing.zoo import ZOO
 
-    _positive("--limit", limit)
     if split not in SPLITS:
         raise UserError(f"no split {split!r}; the splits are {', '.join(SPLITS)}")
-    if seed < 0:
-        raise UserError(f"--seed is 0 or more, got {seed}")
     if model not in ZOO:
         raise UserError(f"no embedded model {model!r}; the embedded models are {', '.join(ZOO)}")
     _writable(out, "report.html", "results.parquet")
