@@ -87,8 +87,8 @@ def test_the_gallery_shows_every_outcome(main_job):
     assert len(shown) == len(result.gallery)
     for group in (~base & after, base & ~after, ~base & ~after, base & after):
         ids = [outcomes.samples[place].id for place in group.nonzero()[0]]
-        assert [one for one in ids if one in shown] == ids[: demo.PER_OUTCOME]
-    assert len(shown) > demo.PER_OUTCOME
+        assert [one for one in ids if one in shown] == ids[:4]
+    assert len(shown) > 8
     for place, sample in enumerate(outcomes.samples):
         if (item := shown.get(sample.id)) is None:
             continue
@@ -197,6 +197,9 @@ def test_no_sample_is_answered_that_the_heads_were_chosen_on(trained, quick, mon
         chosen_on.extend(sample.id for sample in samples)
         return inner(vlm, samples, **settings)
 
+    methods = demo.demo_methods
+    few = ("base", "vea", demo.CHIEF)
+    monkeypatch.setattr(demo, "demo_methods", lambda *given: {name: methods(*given)[name] for name in few})
     monkeypatch.setattr(demo, "evidence", listen)
     _, outcomes = demo.run_demo(trained, "plates-tiny", split="calibration", n=8)
     answered = {sample.id for sample in outcomes.samples}
