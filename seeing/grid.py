@@ -19,8 +19,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-# Pixels. Edges closer than this are one edge: going from model to image pixels rounds in the 13th digit.
-ROUNDING = 1e-6
+from seeing.rectangles import ROUNDING, coverage, cuts, edges, holds, overlap, share_inside, union
 
 RULES = ("any", "half", "all", "fraction")
 
@@ -188,10 +187,10 @@ class VisualGrid:
             raise ValueError(f"expected a rule among {', '.join(RULES)}, found {rule!r}")
         evidence, tokens = _check_evidence(boxes, self.image_size), self.boxes.numpy()
         if rule == "any":
-            wide = _overlap(tokens[:, [0, 2]], evidence[:, [0, 2]]) > ROUNDING
-            high = _overlap(tokens[:, [1, 3]], evidence[:, [1, 3]]) > ROUNDING
+            wide = overlap(tokens[:, [0, 2]], evidence[:, [0, 2]]) > ROUNDING
+            high = overlap(tokens[:, [1, 3]], evidence[:, [1, 3]]) > ROUNDING
             return torch.from_numpy((wide & high).any(1))
-        share = torch.from_numpy(_share_inside(tokens, evidence))
+        share = torch.from_numpy(share_inside(tokens, evidence))
         return share if rule == "fraction" else share >= {"half": 0.5, "all": 1.0}[rule] - 1e-6
 
     def covers(self, boxes: Boxes) -> float:
@@ -200,13 +199,13 @@ class VisualGrid:
         Below 1 where a crop cut evidence off, 0 when the model can't have seen it. Boxes as in `labels`.
         """
         evidence = np.clip(_check_evidence(boxes, self.image_size), 0, [*self.image_size] * 2)
-        edges = [_edges(self.boxes.numpy()[level.tokens]) for level in self.levels]
-        ys = _cuts(evidence[:, [1, 3]], *(rows for rows, _ in edges))
-        xs = _cuts(evidence[:, [0, 2]], *(cols for _, cols in edges))
-        wanted = _union(evidence, ys, xs)
+        rasters = [edges(self.boxes.numpy()[level.tokens]) for level in self.levels]
+        ys = cuts(evidence[:, [1, 3]], *(rows for rows, _ in rasters))
+        xs = cuts(evidence[:, [0, 2]], *(cols for _, cols in rasters))
+        wanted = union(evidence, ys, xs)
         seen = np.zeros_like(wanted)
-        for rows, cols in edges:
-            seen |= np.outer(_holds(rows, ys).any(0), _holds(cols, xs).any(0))
+        for rows, cols in rasters:
+            seen |= np.outer(holds(rows, ys).any(0), holds(cols, xs).any(0))
         area = np.outer(np.diff(ys), np.diff(xs))
         return float(area[wanted & seen].sum() / area[wanted].sum())
 
@@ -263,7 +262,7 @@ class VisualGrid:
         scores = np.where(placed, scores, 0.0)
         total, weight = np.zeros((*scores.shape[:-1], size[1], size[0])), np.zeros((size[1], size[0]))
         for level in self._named(levels):
-            rows, cols = _edges(boxes[level.tokens])
+            rows, cols = edges(boxes[level.tokens])
             rows, cols = coverage(rows, size[1]), coverage(cols, size[0])
             total += rows.T @ scores[..., level.tokens] @ cols
             weight += np.outer(rows.sum(0), cols.sum(0))
@@ -298,51 +297,6 @@ def token_scores(scores: Scores, tokens: int) -> Float[np.ndarray, "*batch token
             " index the row with grid.positions first"
         )
     return scores.astype(np.float64)
-
-
-def coverage(spans: Float[np.ndarray, "span 2"], length: int) -> Float[np.ndarray, "span length"]:
-    """How much of each of `length` unit pixels each span covers along one axis, 0 to 1; a NaN span none."""
-    # an edge that is a whole number but for rounding must not bleed into the next pixel
-    spans = np.where(np.abs(spans - np.rint(spans)) < ROUNDING, np.rint(spans), spans)
-    return _overlap(spans, np.stack([np.arange(length), np.arange(1, length + 1)], 1))
-
-
-def _overlap(spans: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """(n 2), (m 2) -> (n m) lengths of the overlaps along one axis; 0 where a span is NaN."""
-    first = np.maximum(spans[:, None, 0], others[None, :, 0])
-    return np.fmax(np.minimum(spans[:, None, 1], others[None, :, 1]) - first, 0.0)
-
-
-def _edges(boxes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(rows cols 4) boxes of a raster -> (rows 2) y-edges, (cols 2) x-edges; NaN where all are NaN."""
-    # fmax skips NaN: one placed cell is enough to know its row and its column
-    return np.fmax.reduce(boxes[..., [1, 3]], axis=1), np.fmax.reduce(boxes[..., [0, 2]], axis=0)
-
-
-def _cuts(*spans: np.ndarray) -> np.ndarray:
-    """All edges along one axis, sorted: between two neighbours nothing begins and nothing ends."""
-    edges = np.concatenate([span.ravel() for span in spans])
-    return np.unique(edges[~np.isnan(edges)])
-
-
-def _holds(spans: np.ndarray, cuts: np.ndarray) -> np.ndarray:
-    """(n 2) spans -> (n, cuts − 1): which of the pieces between the cuts each span holds."""
-    return (spans[:, :1] <= cuts[:-1]) & (spans[:, 1:] >= cuts[1:])
-
-
-def _union(boxes: np.ndarray, ys: np.ndarray, xs: np.ndarray) -> np.ndarray:
-    """The union of boxes as bools over the pieces between the cuts, (y x)."""
-    return _holds(boxes[:, [1, 3]], ys).T.astype(float) @ _holds(boxes[:, [0, 2]], xs).astype(float) > 0
-
-
-def _share_inside(tokens: np.ndarray, evidence: np.ndarray) -> np.ndarray:
-    """Share of each token's area inside the union of the evidence boxes, exact; 0 for a NaN box."""
-    ys, xs = _cuts(evidence[:, [1, 3]]), _cuts(evidence[:, [0, 2]])
-    high = _overlap(tokens[:, [1, 3]], np.stack([ys[:-1], ys[1:]], 1))
-    wide = _overlap(tokens[:, [0, 2]], np.stack([xs[:-1], xs[1:]], 1))
-    inside = ((high @ _union(evidence, ys, xs)) * wide).sum(1)
-    area = (tokens[:, 2] - tokens[:, 0]) * (tokens[:, 3] - tokens[:, 1])
-    return np.clip(np.nan_to_num(inside / area, nan=0.0), 0.0, 1.0)
 
 
 def _check_size(size: tuple[int, int]) -> None:
@@ -384,7 +338,7 @@ def _check_levels(grid: VisualGrid) -> None:
         if tokens[-1, -1] >= len(grid):
             raise ValueError(f"{level} ends at token {tokens[-1, -1]}, but the grid has {len(grid)} tokens")
         owners[tokens] += 1
-        rows, cols = _edges(boxes[tokens])
+        rows, cols = edges(boxes[tokens])
         raster = np.stack(np.broadcast_arrays(cols[:, 0], rows[:, :1], cols[:, 1], rows[:, 1:]), -1)
         raster[np.isnan(raster).any(-1)] = np.nan
         if not np.allclose(raster, boxes[tokens], rtol=0, atol=ROUNDING, equal_nan=True):

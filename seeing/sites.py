@@ -11,15 +11,10 @@ kinds exist:
   kernel never wrote down). Reading inside a trace binds a write-back: if the block edits the value in
   place, the edit is carried into the run before it moves on; if it does not, the run is untouched,
   bit for bit. Nothing edits a temporary silently.
-
-The operations inside a forward are found by reading the source that nnsight instruments, never by a
-hard-coded number: the attention kernel is the call of the name ``attention_interface``, and the
-residual stream between attention and MLP is the first sum that is assigned in a layer's forward.
 """
 
 from __future__ import annotations
 
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -32,8 +27,9 @@ from nnsight.intervention.interleaver import Event, Mediator, Pending
 from torch import Tensor, nn
 
 from seeing.attention import AttentionCall, EditedRows, Rows, softmax
-from seeing.families import Family, FamilyContractError, Stack
+from seeing.families import Family, Stack
 from seeing.names import Name
+from seeing.operations import first_sum_path, kernel_path
 
 
 class Site(ABC):
@@ -354,7 +350,7 @@ def _layer_sites(sites, stack: Stack, layer: int, module: nn.Module, envoy_of) -
     block = envoy_of(module)
     attn, mlp = getattr(module, stack.attn), getattr(module, stack.mlp)
     out, down = getattr(attn, stack.out), getattr(mlp, stack.down)
-    kernel = Kernel(layer, stack.name, _kernel_path(envoy_of(attn)))
+    kernel = Kernel(layer, stack.name, kernel_path(envoy_of(attn)))
     out_path = envoy_of(out).path
     for place, part in enumerate(("attn.q", "attn.k", "attn.v"), start=1):
         _add(sites, kernel_input(name(part), kernel.path, place))
@@ -364,39 +360,8 @@ def _layer_sites(sites, stack: Stack, layer: int, module: nn.Module, envoy_of) -
     _add(sites, Result(name("attn.result"), kernel.target, f"{out_path}.output", out))
     _add(sites, module_output(name("attn_out"), out_path))
     _add(sites, module_input(name("resid_pre"), block.path))
-    _add(sites, module_output(name("resid_mid"), _first_sum_path(block)))
+    _add(sites, module_output(name("resid_mid"), first_sum_path(block)))
     _add(sites, module_input(name("mlp.post"), envoy_of(down).path))
     _add(sites, module_output(name("mlp_out"), envoy_of(mlp).path))
     _add(sites, module_output(name("resid_post"), block.path))
     return kernel
-
-
-def _kernel_path(attn) -> str:
-    """The location of the attention kernel's call: the name ``attention_interface``, called."""
-    source = attn.source
-    lines = source.compiled.source.split("\n")
-    for op in source:
-        if op.name.startswith("attention_interface") and "attention_interface(" in lines[op.line - 1]:
-            return op.path
-    raise FamilyContractError(
-        f"no call of `attention_interface(...)` in the forward of {type(attn._module).__name__}; "
-        f"its operations: {', '.join(source.names)}"
-    )
-
-
-def _first_sum_path(block) -> str:
-    """The location of the first assigned sum in a layer's forward: the residual stream after attention.
-
-    Writing that assignment moves both what the MLP reads and what skips it, for what follows takes
-    the assigned name.
-    """
-    source = block.source
-    lines = source.compiled.source.split("\n")
-    for op in source:
-        target = op.name.rsplit("_", 1)[0]
-        if re.match(rf"\s*{re.escape(target)}\s*=\s*\w+\s*\+\s*\w+\s*$", lines[op.line - 1]):
-            return op.path
-    raise FamilyContractError(
-        f"no assigned sum (`hidden_states = residual + hidden_states`) in the forward of "
-        f"{type(block._module).__name__}; its operations: {', '.join(source.names)}"
-    )

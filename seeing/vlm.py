@@ -35,6 +35,9 @@ from seeing.prompt import BadPrompt, Prompt, Template, Turn, build
 from seeing.queries import Queries, positions
 from seeing.views import OutsideTrace, StackView, View, bound
 
+#: One greedy sequence whose probabilities are kept, whatever the checkpoint prefers.
+_GREEDY = dict(do_sample=False, num_beams=1, return_dict_in_generate=True, output_logits=True)
+
 
 @runtime_checkable
 class Program(Protocol):
@@ -198,7 +201,7 @@ class VLM(TransformersModel):
         values: dict[str, Any] = {}
         # By generate, though it decodes nothing more: whatever the family, left-padded rows then have the
         # positions that decoding goes on from.
-        settings = dict(max_new_tokens=1, do_sample=False, return_dict_in_generate=True, output_logits=True)
+        settings = dict(max_new_tokens=1, **_GREEDY)
         with torch.no_grad(), self.generate(prompt, **settings) as tracer:
             self._read(values, rows, None, None)
             values["result"] = tracer.result
@@ -260,10 +263,7 @@ class VLM(TransformersModel):
                 self._decode,
                 prompt,
                 max_new_tokens=max_new_tokens or own or 50,
-                do_sample=False,
-                num_beams=1,
-                return_dict_in_generate=True,
-                output_logits=True,
+                **_GREEDY,
                 **kwargs,
             )
         new = out.sequences[:, -len(out.logits) :].cpu()

@@ -206,13 +206,17 @@ class Boxes(Selector):
 
 
 @dataclass(frozen=True)
-class Both(Selector):
+class _Pair(Selector):
     left: Selector
     right: Selector
 
     @property
     def parts(self) -> tuple[Selector, ...]:
         return self.left, self.right
+
+
+class Both(_Pair):
+    """The positions that two selectors share."""
 
     def mask(self, at: Moment) -> Bool[Tensor, "batch pos"]:
         return at.mask(self.left) & at.mask(self.right)
@@ -221,14 +225,8 @@ class Both(Selector):
         return f"({self.left!r} & {self.right!r})"
 
 
-@dataclass(frozen=True)
-class Either(Selector):
-    left: Selector
-    right: Selector
-
-    @property
-    def parts(self) -> tuple[Selector, ...]:
-        return self.left, self.right
+class Either(_Pair):
+    """The positions that at least one of two selectors chooses."""
 
     def mask(self, at: Moment) -> Bool[Tensor, "batch pos"]:
         return at.mask(self.left) | at.mask(self.right)
