@@ -36,7 +36,7 @@ from seeing.sites import Derived, Result
 from seeing.vlm import VLM, Config, StackConfig
 
 #: Largest error allowed, relative to the largest value that went into what is compared.
-TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-4, torch.float16: 4e-3, torch.bfloat16: 3e-2}
+TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
 
 
 def prove(vlm: VLM) -> None:
