@@ -14,7 +14,7 @@ is made unless all rows are asked for.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +25,9 @@ from torch import Tensor
 
 #: Scores from here down are masked: kernels write −inf, or the minimum of a dtype, float16's at least.
 HIDDEN = -3e4
+
+#: How many numbers of a whole pattern are computed at a time.
+CHUNK = 2**24
 
 #: Rows: the same positions for every item of a batch, or one row of positions an item.
 Rows = Int[Tensor, " rows"] | Int[Tensor, "batch rows"]
@@ -42,6 +45,7 @@ class AttentionCall:
     head ``h`` reads key head ``h // (heads / kv_heads)``. ``mask`` is additive (float), or boolean
     with True where attention is allowed, broadcastable to (batch, head, query, key), or None; with
     no mask ``causal`` says whether query ``i`` sees keys up to ``i`` only, as the fused kernels read it.
+    ``blocks`` numbers the block of every token, where tokens see those of their own block only.
     """
 
     q: Float[Tensor, "batch head query d_head"]
@@ -51,6 +55,7 @@ class AttentionCall:
     scaling: float
     causal: bool
     softcap: float | None = None
+    blocks: Int[Tensor, " query"] | None = None
 
     @classmethod
     def from_kernel(cls, args: tuple, kwargs: Mapping[str, Any]) -> AttentionCall:
@@ -111,9 +116,19 @@ class AttentionCall:
     def scores(self, rows: Rows | None = None) -> Float[Tensor, "batch head rows key"]:
         """Pre-softmax rows in float32, mask applied (−inf, or the dtype's minimum, where masked).
 
-        ``rows`` index the query axis of this call; None is every query.
+        ``rows`` index the query axis of this call; None is every query, computed in chunks so that no more
+        than the result and one chunk is held.
         """
-        q = self.q if rows is None else _pick(self.q, rows)
+        return self._chunked(self._scores) if rows is None else self._scores(rows)
+
+    def pattern(self, rows: Rows | None = None) -> Float[Tensor, "batch head rows key"]:
+        """Post-softmax rows in float32. A row that may attend to nothing (padding) is zero."""
+        if rows is None:
+            return self._chunked(lambda some: softmax(self._scores(some)))
+        return softmax(self._scores(rows))
+
+    def _scores(self, rows: Rows) -> Float[Tensor, "batch head rows key"]:
+        q = _pick(self.q, rows)
         grouped = rearrange(q.float(), "b (kv g) r d -> b kv (g r) d", kv=self.k.shape[1])
         raw = grouped @ self.k.float().transpose(-1, -2) * self.scaling
         raw = rearrange(raw, "b kv (g r) k -> b (kv g) r k", r=q.shape[2])
@@ -121,9 +136,19 @@ class AttentionCall:
             raw = torch.tanh(raw / self.softcap) * self.softcap
         return self._masked(raw, rows)
 
-    def pattern(self, rows: Rows | None = None) -> Float[Tensor, "batch head rows key"]:
-        """Post-softmax rows in float32. A row that may attend to nothing (padding) is zero."""
-        return softmax(self.scores(rows))
+    def _chunked(self, rows_of: Callable[[Rows], Tensor]) -> Float[Tensor, "batch head query key"]:
+        """All rows, a chunk of them at a time."""
+        per_row = self.q.shape[0] * self.q.shape[1] * self.n_keys
+        size = max(1, CHUNK // per_row)
+        chunks = torch.arange(self.n_queries, device=self.q.device).split(size)
+        if len(chunks) == 1 or (torch.is_grad_enabled() and self.q.requires_grad):
+            return torch.cat([rows_of(rows) for rows in chunks], dim=2)
+        whole = self.q.new_empty(
+            (*self.q.shape[:2], self.n_queries, self.n_keys), dtype=torch.float32
+        )
+        for rows in chunks:
+            whole[:, :, rows[0] : rows[-1] + 1] = rows_of(rows)
+        return whole
 
     def z(self, pattern: Float[Tensor, "batch head rows key"]) -> Float[Tensor, "batch rows head d_value"]:
         """What each head writes out for these rows: pattern · v, in float32."""
@@ -168,6 +193,10 @@ class AttentionCall:
             query = torch.arange(self.n_queries, device=raw.device) if rows is None else rows
             key = torch.arange(self.n_keys, device=raw.device)
             seen = key <= query[..., None]
+            return raw.masked_fill(~(seen if seen.ndim == 2 else seen[:, None]), float("-inf"))
+        if self.blocks is not None:
+            own = self.blocks if rows is None else self.blocks[rows]
+            seen = own[..., None] == self.blocks
             return raw.masked_fill(~(seen if seen.ndim == 2 else seen[:, None]), float("-inf"))
         return raw
 

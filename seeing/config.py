@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from seeing.families import Family
+from seeing.families import Family, Stack
 
 
 @dataclass(frozen=True)
@@ -32,21 +32,18 @@ class Config(StackConfig):
 def config_of(family: Family, model: nn.Module) -> Config:
     """Read the sizes off a model."""
 
-    def sizes(stack, config) -> dict[str, int]:
-        d_head = getattr(config, "head_dim", None) or config.hidden_size // stack.n_heads
+    def sizes(stack: Stack) -> dict[str, int]:
         return dict(
             n_layers=len(stack),
             n_heads=stack.n_heads,
             n_kv_heads=stack.n_kv_heads,
-            d_head=d_head,
-            d_model=config.hidden_size,
+            d_head=stack.d_head,
+            d_model=stack.d_model,
         )
 
-    text = model.get_decoder().config
-    vision = sizes(family.vision(model), model.get_encoder(modality="image").config)
     return Config(
-        **sizes(family.text(model), text),
-        d_vocab=text.vocab_size,
-        vision=StackConfig(**vision),
+        **sizes(family.text(model)),
+        d_vocab=family.head(model).weight.shape[0],
+        vision=StackConfig(**sizes(family.vision(model))),
         family=family.name,
     )

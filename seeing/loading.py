@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
-from seeing.families import UnknownFamily, family_of, find
+from seeing.families import UnknownFamily, find, find_for
 from seeing.proof import prove
 from seeing.vlm import VLM
 from seeing.zoo import ZOO, open_zoo
@@ -77,7 +77,7 @@ def _open(x: Any, kwargs: dict[str, Any]) -> tuple[nn.Module, Any]:
     try:
         # Before gigabytes of weights are read: is it a kind that a family speaks for?
         config = AutoConfig.from_pretrained(where, **shared)
-        family_of(config.model_type, type(config).__name__)
+        find_for(config)
         processor = AutoProcessor.from_pretrained(where, **shared)
         model, report = AutoModelForImageTextToText.from_pretrained(
             where, use_safetensors=True, output_loading_info=True, **kwargs

@@ -15,7 +15,7 @@ from __future__ import annotations
 import difflib
 import fnmatch
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import total_ordering
 
@@ -33,6 +33,7 @@ LAYER_SITES = (
     "resid_mid",
     "mlp.post",
     "mlp_out",
+    "ple_out",
     "resid_post",
 )
 
@@ -134,11 +135,14 @@ def from_transformer_lens(text: str) -> str:
     return text
 
 
-def expand(wanted: str | Iterable[str], existing: Sequence[str]) -> list[str]:
+def expand(
+    wanted: str | Iterable[str], existing: Sequence[str], absent: Mapping[str, str] | None = None
+) -> list[str]:
     """The names among ``existing`` that ``wanted`` asks for, in the order of a forward pass.
 
     ``wanted`` is one name or several; ``*``, ``?`` and ``[...]`` are globs and ``12-18`` is a range
-    of layers, both ends in it. A glob takes what exists; a name that is written out must exist.
+    of layers, both ends in it. A glob takes what exists; a name that is written out must exist. ``absent``
+    says why names of the vocabulary are not there.
 
     Raises:
         UnknownName: a written name that does not exist, or a glob that matches nothing.
@@ -155,7 +159,8 @@ def expand(wanted: str | Iterable[str], existing: Sequence[str]) -> list[str]:
         text = from_transformer_lens(text)
         matched = [name for one in _ranges(text) for name in existing if fnmatch.fnmatchcase(name, one)]
         if not matched:
-            raise UnknownName(_unknown(text, existing))
+            reason = (absent or {}).get(text)
+            raise UnknownName(f"no name {text!r}: {reason}" if reason else _unknown(text, existing))
         chosen.update(matched)
     return sorted(chosen, key=Name.parse)
 

@@ -24,15 +24,16 @@ from __future__ import annotations
 import numpy as np
 import torch
 from jaxtyping import Float
-from nnsight.intervention.interleaver import OutOfOrderError
+from nnsight.intervention.interleaver import Mediator, OutOfOrderError
 from PIL import Image
 from torch import Tensor
 
+from seeing.branches import Result
 from seeing.edits import Knockout
 from seeing.families import FamilyContractError
-from seeing.names import ROW_SITES, Name
+from seeing.names import LAYER_SITES, ROW_SITES, Name
 from seeing.prompt import BadPrompt, Prompt
-from seeing.sites import Derived, Result
+from seeing.sites import Derived
 from seeing.vlm import VLM, Config, StackConfig
 
 #: Largest error allowed, relative to the largest value that went into what is compared.
@@ -60,6 +61,7 @@ class Proof:
             self._equal("logits", values["logits"], bare, "the bare model's", exact=True)
             self._shapes(values)
             self._residual_stream(values)
+            self._heads(values)
             self._image(values)
             for stack in self.vlm.sites.kernels:
                 self._rows(stack, values)
@@ -67,8 +69,16 @@ class Proof:
 
     def _values(self) -> dict[str, Tensor]:
         """Every name, read in one pass. A site that lies elsewhere than its name says comes out of order."""
+        values: dict[str, Tensor] = {}
         try:
-            return self.vlm.cache(self.prompt, self.vlm.names(), queries="all")
+            with self.vlm.trace(self.prompt):
+                for name in self.vlm.names():
+                    stem, _, part = name.rpartition(".")
+                    if part == "z":
+                        kernel = self.vlm.sites.kernels[Name.parse(name).stack][Name.parse(name).layer]
+                        given = kernel.take(Mediator.value(kernel.target))
+                        values[f"{stem}.given"] = given.clone()
+                    values[name] = self.vlm.sites[name].read().clone()
         except OutOfOrderError as error:
             location = str(error).split("'")[1]
             places = {name: getattr(site, "location", None) for name, site in self.vlm.sites.items()}
@@ -76,6 +86,8 @@ class Proof:
             late = [name for name, place in places.items() if place and location.startswith(place)]
             # Of several at one location the first was served there, and the last came too late.
             self._fail(late[-1] if late else location, f"that the model ran past {location}", "it ahead")
+        self.given = {name.removesuffix(".given"): values.pop(name) for name in list(values) if ".given" in name}
+        return values
 
     # -- checks ----------------------------------------------------------------------------------
 
@@ -86,63 +98,98 @@ class Proof:
             if parsed.stack is None:
                 continue
             config = self.vlm.cfg if parsed.stack == "text" else self.vlm.cfg.vision
+            kernel = self.vlm.sites.kernels[parsed.stack].get(parsed.layer)
+            keys = values[f"{parsed.stack}.{parsed.layer}.attn.k"].shape[1] if kernel else None
             n_pos = n_text if parsed.stack == "text" else value.shape[2 if parsed.has_rows else 1]
-            expected = (len(self.prompt), *_declared(parsed.site, config, n_pos))
+            batch = len(self.prompt) if parsed.stack == "text" else None
+            expected = (batch, *_declared(parsed.site, config, n_pos, keys))
             found = tuple(value.shape)
             if len(found) != len(expected) or any(e not in (f, None) for f, e in zip(found, expected)):
                 self._fail(name, f"shape {found}", f"{expected} (None is any)")
         logits, width = values["logits"], self.vlm.cfg.d_vocab
         if logits.shape[:2] != (len(self.prompt), n_text):
             self._fail("logits", f"shape {tuple(logits.shape)}", f"{(len(self.prompt), n_text, width)}")
-        n_image = int(self.prompt.spans.mask("image").sum())
-        features = values["projector.out"].shape[:-1].numel()
-        if features != n_image:
-            self._fail("projector.out", f"{features} features", f"{n_image}, one an image token of input_ids")
 
     def _residual_stream(self, values: dict[str, Tensor]) -> None:
-        for name in values:
-            parsed = Name.parse(name)
-            if parsed.site != "resid_mid":
+        """The sums of every layer, those of them that its sites make."""
+        for stack, config in (("vision", self.vlm.cfg.vision), ("text", self.vlm.cfg)):
+            for layer in range(config.n_layers):
+                part = {site: values.get(f"{stack}.{layer}.{site}") for site in LAYER_SITES}
+                name = f"{stack}.{layer}.{{}}".format
+                pre, mid, post = part["resid_pre"], part["resid_mid"], part["resid_post"]
+                branches = part["attn_out"], part["mlp_out"]
+                scale = self._scale(stack, layer)
+                if mid is None:
+                    total = pre + sum(branches)
+                    self._equal(name("resid_post"), total, post, "resid_pre + attn_out + mlp_out is", size=_largest(pre))
+                    continue
+                total = pre + branches[0]
+                self._equal(name("resid_mid"), total, mid, "resid_pre + attn_out is", size=_largest(pre))
+                total = mid + branches[1] if part["ple_out"] is None else mid + branches[1] + part["ple_out"]
+                self._equal(name("resid_post"), total * scale, post, "resid_mid + mlp_out is", size=_largest(mid))
+
+    def _heads(self, values: dict[str, Tensor]) -> None:
+        for name, site in self.vlm.sites.items():
+            if not isinstance(site, Result):
                 continue
-            part = {site: values[f"{parsed.stack}.{parsed.layer}.{site}"] for site in _STREAM}
-            post = name.replace("resid_mid", "resid_post")
-            for into, before, branch in (
-                (name, "resid_pre", "attn_out"),
-                (post, "resid_mid", "mlp_out"),
-            ):
-                found, expected = part[before] + part[branch], values[into]
-                self._equal(into, found, expected, f"{before} + {branch} is", size=_largest(part[before]))
-            total = part["attn.result"].sum(2)
-            site = self.vlm.sites[name.replace("resid_mid", "attn.result")]
-            if isinstance(site, Result) and site.out.bias is not None:
-                total = total + site.out.bias
-            size = _largest(part["attn.result"])
-            self._equal(site.name, total, part["attn_out"], "Σ over heads + bias is", size=size)
+            stem = name.removesuffix("attn.result")
+            z = values[f"{stem}attn.z"]
+            total = site.map.total(values[name], z)
+            size = max(_largest(values[name]), _largest(values[f"{stem}attn_out"]))
+            self._equal(name, total, values[f"{stem}attn_out"], "Σ over heads + bias is", size=size)
+
+    def _scale(self, stack: str, layer: int) -> float | Tensor:
+        """What a layer multiplies its whole output by, where it does (Gemma 4)."""
+        parts = self.vlm.family.text(self.vlm._module) if stack == "text" else None
+        return 1.0 if parts is None else getattr(parts.layers[layer], "layer_scalar", 1.0)
 
     def _image(self, values: dict[str, Tensor]) -> None:
-        """An inner module of the projector may give as many features, of the right width."""
+        """Each image token that has a place enters the text model as one of the projector's features.
+
+        Where features and tokens are as many, they are the same in the same order; a family that packs
+        tiles leaves some out and puts row ends between them, whose places are unknown.
+        """
+        if self.prompt.cross is not None:
+            name = next(n for n in values if n.endswith("attn.k") and self._crosses(n))
+            n_keys, expected = values[name].shape[1], self.prompt.cross.length
+            if n_keys != expected:
+                self._fail(name, f"{n_keys} image keys", f"{expected}, as the grid counts them")
+            return
         entered = values["text.embed"][self.prompt.spans.mask("image")]
         features = values["projector.out"].flatten(0, -2)
-        if features.shape != entered.shape:
+        if features.shape[-1] != entered.shape[-1]:
             self._fail("projector.out", f"width {features.shape[-1]}", f"{entered.shape[-1]}, as text.embed")
-        self._equal("projector.out", features, entered, "text.embed at the image's tokens is")
+        placed = self.prompt.grids[0].placed.to(entered.device)
+        if placed.all() and not self.vlm.family.packs:
+            if len(features) != len(entered):
+                self._fail("projector.out", f"{len(features)} features", f"{len(entered)}, one an image token")
+            self._equal("projector.out", features, entered, "text.embed at the image's tokens is")
+            return
+        nearest = torch.cdist(entered[placed].float(), features.float()).argmin(1)
+        self._equal("projector.out", features[nearest], entered[placed], "text.embed at tokens with a place is")
+
+    def _crosses(self, name: str) -> bool:
+        parsed = Name.parse(name)
+        return parsed.stack == "text" and self.vlm.sites.kernels["text"][parsed.layer].cross
 
     def _rows(self, stack: str, values: dict[str, Tensor]) -> None:
-        last = len(self.vlm.sites.kernels[stack]) - 1
-        for layer in sorted({0, last // 2, last}):
+        layers = list(self.vlm.sites.kernels[stack])
+        for layer in sorted({layers[0], layers[(len(layers) - 1) // 2], layers[-1]}):
             name = f"{stack}.{layer}.attn.pattern"
             pattern, v = values[name], values[f"{stack}.{layer}.attn.v"]
             v = v.float().repeat_interleave(pattern.shape[1] // v.shape[2], dim=2)
             z = torch.einsum("bhqk,bkhd->bqhd", pattern, v)
-            kernels = values[f"{stack}.{layer}.attn.z"]
+            kernels = self.given[f"{stack}.{layer}.attn"]
             self._equal(name, z, kernels, "pattern · v is the kernel's output,", size=_largest(v))
             self._equal(name, pattern.sum(-1), torch.ones_like(pattern[..., 0]), "rows sum to")
             masked = values[f"{stack}.{layer}.attn.scores"] <= torch.finfo(torch.float16).min
+            # A row with nothing to see is uniform under some kernels: there no key is told from another.
+            masked &= ~masked.all(-1, keepdim=True)
             if (worst := float(pattern[masked].abs().max()) if masked.any() else 0.0) > 0:
                 self._fail(name, f"weight {worst} on a masked key", "0")
 
     def _writes(self, bare: Float[Tensor, "batch pos vocab"]) -> None:
-        layer = self.vlm.cfg.n_layers // 2
+        layer = self._middle()
         logits = self._traced(lambda view: setattr(view.attn, "pattern", view.attn.pattern.clone()), layer)
         self._equal(
             f"text.{layer}.attn.pattern", logits, bare, "after an identity write the logits are", scale=10
@@ -159,11 +206,19 @@ class Proof:
             self._equal(
                 "logits", logits[:, :-1], bare[:, :-1], "before an edited last row the logits are", exact=True
             )
-        logits = self._traced(lambda view: setattr(view, "resid_mid", -view.resid_mid), layer)
+        site = "resid_mid" if f"text.{layer}.resid_mid" in self.vlm.sites else "attn_out"
+        logits = self._traced(lambda view: setattr(view, site, -getattr(view, site)), layer)
         if torch.equal(logits, bare):
-            self._fail(
-                f"text.{layer}.resid_mid", "unmoved logits", "logits that move when resid_mid is negated"
-            )
+            self._fail(f"text.{layer}.{site}", "unmoved logits", f"logits that move when {site} is negated")
+
+    def _middle(self) -> int:
+        """The layer that is written to: one with attention, over image keys where some layers have no others."""
+        layers = [
+            layer
+            for layer, kernel in self.vlm.sites.kernels["text"].items()
+            if kernel.cross or self.prompt.cross is None
+        ]
+        return layers[len(layers) // 2]
 
     def _is_causal(self, layer: int) -> bool:
         scores = self.vlm.cache(self.prompt, f"text.{layer}.attn.scores", queries=[0])
@@ -198,17 +253,16 @@ def _largest(values: Tensor) -> float:
     return float(values.float().abs().max())
 
 
-_STREAM = ("resid_pre", "attn_out", "resid_mid", "mlp_out", "resid_post", "attn.result")
-
-
-def _declared(site: str, config: StackConfig | Config, n_pos: int) -> tuple[int | None, ...]:
-    """The shape of a site behind its batch axis; None where the width is free."""
+def _declared(
+    site: str, config: StackConfig | Config, n_pos: int, n_keys: int | None
+) -> tuple[int | None, ...]:
+    """The shape of a site behind its batch axis; None where it is free (heads may differ from layer to layer)."""
     if site in ROW_SITES:
-        return config.n_heads, n_pos, n_pos
+        return config.n_heads, n_pos, n_keys
     if site in ("attn.k", "attn.v"):
-        return n_pos, config.n_kv_heads, config.d_head
+        return n_keys, None, None
     if site in ("attn.q", "attn.z"):
-        return n_pos, config.n_heads, config.d_head
+        return n_pos, config.n_heads, None
     if site == "attn.result":
         return n_pos, config.n_heads, config.d_model
     return n_pos, None if site == "mlp.post" else config.d_model

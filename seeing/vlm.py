@@ -23,7 +23,7 @@ from nnsight import TransformersModel
 from nnsight.intervention.interleaver import Mediator
 from torch import Tensor, nn
 
-from seeing import sites
+from seeing import sitemap
 from seeing.answer import Answer, Prefill
 from seeing.config import Config, StackConfig, config_of
 from seeing.data.images import ImageLike
@@ -34,6 +34,7 @@ from seeing.names import Name, expand
 from seeing.prompt import BadPrompt, Prompt, Template, Turn, build
 from seeing.queries import Queries, positions
 from seeing.views import OutsideTrace, StackView, View, bound
+from seeing.weights import Weights, weights
 
 #: One greedy sequence whose probabilities are kept, whatever the checkpoint prefers.
 _GREEDY = dict(do_sample=False, num_beams=1, return_dict_in_generate=True, output_logits=True)
@@ -81,7 +82,7 @@ class VLM(TransformersModel):
     def __init__(self, model: nn.Module, processor: Any, family: Family):
         super().__init__(model, task="image-text-to-text", processor=processor)
         self.family = family
-        self.sites = sites.build(family, model, lambda module: self.interleaver.envoys[id(module)])
+        self.sites = sitemap.build(family, model, lambda module: self.interleaver.envoys[id(module)])
         self.cfg = config_of(family, model)
         #: What was added by `with_edits`, or None.
         self.edits: Edits | None = None
@@ -120,6 +121,38 @@ class VLM(TransformersModel):
     def logits(self, value: Tensor) -> None:
         self.sites["logits"].write(value)
 
+    # -- weights ---------------------------------------------------------------------------------
+
+    @property
+    def W_Q(self) -> Weights:
+        """Per layer, the query heads' maps from the stream: (head, d_model, d_head), as in TransformerLens."""
+        return weights(self.family.text(self._module), "q_proj")
+
+    @property
+    def W_K(self) -> Weights:
+        """Per layer, the key heads' maps: (kv_head, d_model, d_head)."""
+        return weights(self.family.text(self._module), "k_proj")
+
+    @property
+    def W_V(self) -> Weights:
+        """Per layer, the value heads' maps: (kv_head, d_model, d_head)."""
+        return weights(self.family.text(self._module), "v_proj")
+
+    @property
+    def W_O(self) -> Weights:
+        """Per layer, the heads' maps back into the stream: (head, d_head, d_model)."""
+        return weights(self.family.text(self._module), "o_proj")
+
+    @property
+    def W_U(self) -> Float[Tensor, "d_model d_vocab"]:
+        """The unembedding."""
+        return self.family.head(self._module).weight.T
+
+    @property
+    def W_E(self) -> Float[Tensor, "d_vocab d_model"]:
+        """The token embedding, before any scaling that the model applies."""
+        return self._module.get_input_embeddings().weight
+
     # -- prompts ---------------------------------------------------------------------------------
 
     def prompt(
@@ -128,6 +161,9 @@ class VLM(TransformersModel):
         question: str | None = None,
         boxes: Boxes | None = None,
         template: Template | None = None,
+        *,
+        system: str | None = None,
+        turns: Sequence[tuple[str, str]] = (),
     ) -> Prompt:
         """A prompt of one row.
 
@@ -137,10 +173,13 @@ class VLM(TransformersModel):
             boxes: the evidence, xyxy pixels of the (first) original image; a sample brings its own.
             template: None (the question as it is), "qa" or "vea" (the paper's prompts, or those that
                 the model's card names), a string with ``{question}``, or a function of the question.
+            system: a system message, where the chat template takes one.
+            turns: what was asked and answered before, as (question, answer); the pictures stand in the
+                first of them.
 
         Raises `BadPrompt` or `BadImage`, which say what was found.
         """
-        turn = Turn.of(image, question, boxes, template)
+        turn = Turn.of(image, question, boxes, template, system=system, history=turns)
         return build(self.family, self._module, self.processor, [turn])
 
     def prompts(self, samples: Iterable[EvidenceSample | tuple], template: Template | None = None) -> Prompt:
@@ -168,6 +207,7 @@ class VLM(TransformersModel):
         device: str | torch.device | None = None,
         dtype: torch.dtype | None = None,
         grad: bool = False,
+        stop_at_layer: int | None = None,
     ) -> dict[str, Tensor]:
         """Read names in one forward pass, which stops behind the last one needed.
 
@@ -177,15 +217,16 @@ class VLM(TransformersModel):
                 span ("question", "image", "text"), positions, or a mask. It cuts nothing else. In the
                 vision tower they count the tower's own tokens.
             device, dtype: where and how to keep the values.
-            grad: keep the autograd graph. Values that lie in the run (not ``attn.scores``,
-                ``attn.pattern`` and ``attn.result``, which are computed beside it) are on the path from
-                earlier to later ones.
+            grad: keep the autograd graph. What is read is then on the path to what is read later: ask for
+                "logits" too, and ``torch.autograd.grad(loss, cache["text.3.attn.pattern"])`` gives the
+                gradient of the rows asked for, under any kernel.
+            stop_at_layer: read no text layer from this one on, as in TransformerLens.
 
         Returns: full name -> tensor, with the batch axis, shapes as in the table of names.
         Raises `UnknownName` for a name that the model lacks.
         """
         _need_prompt(prompt)
-        wanted = expand(names, self.names())
+        wanted = expand(names, self._names_below(stop_at_layer), self.sites.absent)
         rows = self._rows_of(prompt, wanted, queries)
         values: dict[str, Tensor] = {}
         with torch.set_grad_enabled(grad), self.trace(prompt) as tracer:
@@ -196,7 +237,7 @@ class VLM(TransformersModel):
     def prefill(self, prompt: Prompt, names: str | Iterable[str], queries: Queries = "last") -> Prefill:
         """Read names in a prompt pass that keeps its keys and values, to go on from."""
         _need_prompt(prompt)
-        wanted = expand(names, self.names())
+        wanted = expand(names, self.names(), self.sites.absent)
         rows = self._rows_of(prompt, wanted, queries)
         values: dict[str, Any] = {}
         # By generate, though it decodes nothing more: whatever the family, left-padded rows then have the
@@ -208,14 +249,36 @@ class VLM(TransformersModel):
         result = values.pop("result")
         return Prefill(values, result.past_key_values, result.logits[0])
 
+    def _names_below(self, stop: int | None) -> list[str]:
+        if stop is None:
+            return self.names()
+        if not -self.cfg.n_layers < stop <= self.cfg.n_layers:
+            raise ValueError(f"stop_at_layer={stop}: the text stack has {self.cfg.n_layers} layers")
+        first_out = Name("resid_pre", "text", stop % self.cfg.n_layers or self.cfg.n_layers)
+        return [name for name in self.names() if Name.parse(name) < first_out]
+
     def _read(self, values, rows, device, dtype, grad: bool = False) -> None:
         for name, chosen in rows.items():
+            if name in values:
+                continue
             site = self.sites[name]
+            if grad:
+                values.update(self._on_the_path(name, chosen, rows, device, dtype))
+                continue
             value = site.rows(chosen) if Name.parse(name).has_rows else site.read()
-            # A copy: what is served is live, and a later edit or in-place sum would change it. With
-            # gradients it is handed out itself, so that what follows can be differentiated by it.
-            value = value.to(device=device, dtype=dtype)
-            values[name] = value if grad else value.clone()
+            # A copy: what is served is live, and a later edit or in-place sum would change it.
+            values[name] = value.to(device=device, dtype=dtype, copy=True)
+
+    def _on_the_path(self, name: str, chosen: Any, wanted: Iterable[str], device, dtype) -> dict[str, Tensor]:
+        """A value that the run goes on from, so that what follows can be differentiated by it."""
+        site = self.sites[name]
+        if Name.parse(name).has_rows:
+            stem = name.rsplit(".", 1)[0]
+            both = dict(zip((f"{stem}.scores", f"{stem}.pattern"), site.threaded(chosen)))
+            found = {one: value for one, value in both.items() if one in wanted}
+        else:
+            found = {name: site.threaded()}
+        return {one: value.to(device=device, dtype=dtype) for one, value in found.items()}
 
     def _rows_of(self, prompt: Prompt, names: Sequence[str], queries: Queries) -> dict[str, Any]:
         """Each name, and the rows to read of it where it has any."""
@@ -324,6 +387,7 @@ class VLM(TransformersModel):
         given = [inputs[0] for inputs, _ in invokes if inputs and isinstance(inputs[0], Prompt)]
         if not given:
             self._run.prompt, self._run.looks = None, True
+            self.sites.order.known = False
             return super()._batch(invokes, fn)
         if len(given) != len(invokes):
             raise BadPrompt("a trace takes Prompts in all of its invokes, or in none")
@@ -331,10 +395,14 @@ class VLM(TransformersModel):
         if self._program is not None:
             prompt = self._program.edit_images(prompt)
         kwargs = {key: value for _, more in invokes for key, value in more.items()}
+        self.sites.order.known = True
+        self.sites.order.patches = self.family.patch_order(self._module, prompt.inputs)
+        self.sites.order.features = self.family.feature_order(self._module, prompt.inputs)
         inputs, kept = dict(prompt.inputs), kwargs.get("past_key_values")
         self._run.prompt, self._run.looks = prompt, kept is None or kept.get_seq_length() == 0
         if not self._run.looks:
-            inputs.pop("pixel_values", None)
+            for name in self.family.pixels:
+                inputs.pop(name, None)
         return (), {**inputs, **kwargs}
 
     def _join(self, prompts: Sequence[Prompt]) -> Prompt:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from seeing.edits.edit import RowEdit
 from seeing.edits.heads import heads_of
-from seeing.edits.select import BadEdit, Moment, layers_of, selector
+from seeing.edits.select import BadEdit, Moment, attention_layers, selector
 from seeing.vlm import VLM
 
 
@@ -51,11 +51,11 @@ class _Keyed(RowEdit):
         for head in self.heads or ():
             if not 0 <= head < n_heads:
                 raise BadEdit(f"no head {head}: the text stack has heads 0-{n_heads - 1}")
-        return replace(self, layers=layers_of(self.layers, vlm.cfg.n_layers))
+        return replace(self, layers=attention_layers(self.layers, vlm))
 
     def key_mask(self, at: Moment) -> Tensor:
         """(batch, 1, 1, key), True at the keys chosen. Raises `EmptySelection` for a row that has none."""
-        return at.some(self.keys, "keys", decodes=self.when != "prompt")[:, None, None, :]
+        return at.keys(self.keys, decodes=self.when != "prompt")[:, None, None, :]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -32,7 +32,8 @@ from seeing.edits.seen import read_last
 from seeing.edits.select import BadEdit, Moment, Selector
 from seeing.names import Name
 from seeing.prompt import Prompt
-from seeing.sites import Kernel, Site
+from seeing.sites import Site
+from seeing.kernels import Kernel
 from seeing.vlm import VLM
 
 #: When an edit acts: in the prompt pass, at every decoded token, or both.
@@ -140,10 +141,10 @@ class Edits:
 
 
 class KernelVisit:
-    """All edits of one layer's attention, in one visit of its kernel call."""
+    """All edits of one layer's attention, in one visit of its kernel call. ``z`` is the site of its z."""
 
-    def __init__(self, kernel: Kernel):
-        self.kernel = kernel
+    def __init__(self, kernel: Kernel, z: Site):
+        self.kernel, self.z = kernel, z
         self.rows: list[RowEdit] = []
         self.heads: list[tuple[HeadEdit, tuple[int, ...]]] = []
         self.read = False
@@ -159,34 +160,38 @@ class KernelVisit:
         rows = [edit for edit in self.rows if edit.now(at.step)]
         heads = [(edit, some) for edit, some in self.heads if edit.now(at.step)]
         edited = self._edited_rows(call, rows, at)
-        if edited is None and not heads:
-            return
-        # From here to the kernel's output whoever reads this attention is shown the edited rows.
-        self.kernel.edited[:] = [] if edited is None else [edited]
-        try:
-            z, *rest = Mediator.value(self.kernel.target)
-        finally:
-            self.kernel.edited.clear()
         if edited is not None:
-            z = edited.onto(call, z)
-        for edit, some in heads:
-            index = torch.tensor(some, device=z.device)
-            z = z.index_copy(2, index, edit.z(z.index_select(2, index)).to(z.dtype))
-        Mediator.swap(self.kernel.target, (z, *rest))
+            # From here to the kernel's output whoever reads this attention is shown the edited rows.
+            self.kernel.edited[:] = [edited]
+            try:
+                served = Mediator.value(self.kernel.target)
+            finally:
+                self.kernel.edited.clear()
+            z = edited.onto(call, self.kernel.take(served))
+            Mediator.swap(self.kernel.target, self.kernel.put(served, z))
+        if heads:
+            z = self.z.read()
+            for edit, some in heads:
+                index = torch.tensor(some, device=z.device)
+                z = z.index_copy(2, index, edit.z(z.index_select(2, index)).to(z.dtype))
+            self.z.write(z)
 
     def _edited_rows(self, call: AttentionCall, edits: list[RowEdit], at: Moment) -> EditedRows | None:
         """Every row that some edit selects, or None when none does here."""
-        if call.first_query + call.n_queries != at.n_seen:
+        if not edits:
+            return None
+        if not self.kernel.cross and not self._holds(call, at):
             raise BadEdit(
                 f"step {at.step} attends to {call.n_keys} keys, the prompt and the decoded tokens are "
                 f"{at.n_seen}; a static KV cache, or a prompt that is not the one that runs, can't be "
                 f"edited by position"
             )
+        first = at.n_seen - call.n_queries
+        keys = at.across(self.kernel.layer) if self.kernel.cross else at.newest(call.n_keys)
         queries = [
-            at.some(edit.queries, "queries", decodes=edit.when != "prompt")[:, call.first_query :]
-            for edit in edits
+            at.some(edit.queries, "queries", decodes=edit.when != "prompt")[:, first:] for edit in edits
         ]
-        if not queries or not (union := torch.stack(queries).any(0)).any():
+        if not (union := torch.stack(queries).any(0)).any():
             return None
         rows = union.any(0).nonzero()[:, 0]
         scores = call.scores(rows)
@@ -201,9 +206,13 @@ class KernelVisit:
                 some = torch.zeros(scores.shape[1], dtype=torch.bool, device=scores.device)
                 some[list(edit.heads)] = True
                 chosen = chosen & some[:, None]
-            scores = torch.where(chosen[..., None], edit.scores(scores, at), scores)
+            scores = torch.where(chosen[..., None], edit.scores(scores, keys), scores)
             changed = changed | chosen
         return EditedRows(rows, changed, scores, softmax(scores))
+
+    def _holds(self, call: AttentionCall, at: Moment) -> bool:
+        """Whether the keys are the prompt and the decoded tokens, or a window's newest of them."""
+        return call.n_keys == at.n_seen or (self.kernel.windowed and call.n_keys < at.n_seen)
 
 
 class SiteVisit:
@@ -237,7 +246,10 @@ class Program:
         kernels: dict[int, KernelVisit] = {}
 
         def at_kernel(layer: int) -> KernelVisit:
-            return kernels.setdefault(layer, KernelVisit(vlm.sites.kernels["text"][layer]))
+            if layer not in kernels:
+                visited = vlm.sites.kernels["text"][layer]
+                kernels[layer] = KernelVisit(visited, vlm.sites[f"text.{layer}.attn.z"])
+            return kernels[layer]
 
         sites: dict[str, SiteVisit] = {}
         for edit in edits:
@@ -250,7 +262,7 @@ class Program:
             elif isinstance(edit, SiteEdit):
                 sites.setdefault(edit.site, SiteVisit(vlm.sites[edit.site])).edits.append(edit)
             for one in _selectors(edit):
-                one.fit(vlm.cfg.n_layers, vlm.cfg.n_heads)
+                one.fit(vlm)
             self._check_reads(edit)
             for layer in _reads(edit):
                 at_kernel(layer).read = True

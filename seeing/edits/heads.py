@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from seeing.edits.edit import HeadEdit
-from seeing.edits.select import BadEdit, layers_of, whole
+from seeing.edits.select import BadEdit, attention_layers, whole
 from seeing.vlm import VLM
 
 HeadTable = tuple[tuple[int, tuple[int, ...]], ...]
@@ -103,7 +103,7 @@ class AblateHeads(HeadEdit):
 
 def _check_heads(table: HeadTable, vlm: VLM) -> None:
     for layer, some in table:
-        layers_of(layer, vlm.cfg.n_layers)
+        attention_layers(layer, vlm)
         for head in some:
             if not 0 <= head < vlm.cfg.n_heads:
                 raise BadEdit(

@@ -46,7 +46,7 @@ class Steer(SiteEdit):
 
     def fit(self, vlm: VLM) -> SiteEdit:
         try:
-            site, *more = expand(self.site, vlm.names())
+            site, *more = expand(self.site, vlm.names(), vlm.sites.absent)
         except UnknownName as error:
             raise BadEdit(f"Steer takes one site that the model has; {self.site!r}: {error}") from error
         if more:

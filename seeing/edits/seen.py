@@ -15,10 +15,11 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from seeing.attention import AttentionCall
-from seeing.edits.select import BadEdit, Moment, Selector, first_grids, whole
+from seeing.edits.select import BadEdit, Moment, Selector, attention_layers, first_grids, whole
 from seeing.grid import VisualGrid
 from seeing.maps import Window, best_window, denoise_tokens, window_tokens
 from seeing.prompt import Prompt
+from seeing.vlm import VLM
 
 
 @dataclass(frozen=True)
@@ -40,11 +41,13 @@ class Seen(Selector):
     def reads(self) -> frozenset[int]:
         return frozenset(layer for layer, _ in self.heads)
 
-    def fit(self, n_layers: int, n_heads: int) -> None:
+    def fit(self, vlm: VLM) -> None:
+        n_layers, n_heads = vlm.cfg.n_layers, vlm.cfg.n_heads
         for layer, heads in self.heads:
             for kind, number, count in (("layer", layer, n_layers), *(("head", h, n_heads) for h in heads)):
                 if not 0 <= number < count:
                     raise BadEdit(f"{self!r} reads no {kind} {number}: the text stack has 0-{count - 1}")
+        attention_layers([layer for layer, _ in self.heads], vlm)
 
     def mask(self, at: Moment) -> Bool[Tensor, "batch pos"]:
         if self not in at.readings:

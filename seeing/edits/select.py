@@ -24,6 +24,7 @@ from torch import Tensor
 
 from seeing.grid import VisualGrid
 from seeing.prompt import Prompt
+from seeing.vlm import VLM
 
 
 class EmptySelection(ValueError):
@@ -39,7 +40,8 @@ class Moment:
     """One step of a run, as the edits see it.
 
     ``step`` 0 is the prompt pass, later ones decode one token each. ``readings`` lasts through the
-    run: what `Seen` has read of each layer.
+    run: what `Seen` has read of each layer. ``crosses`` is the cross-attention layer whose keys the
+    prompt describes, if it does.
     """
 
     prompt: Prompt | None
@@ -49,6 +51,8 @@ class Moment:
     device: torch.device
     readings: dict[Any, Tensor] = field(default_factory=dict)
     resolved: dict[Any, Tensor] = field(default_factory=dict)
+    n_keys: int | None = None
+    crosses: int | None = None
 
     @property
     def n_seen(self) -> int:
@@ -74,6 +78,20 @@ class Moment:
             row = int(empty.nonzero()[0])
             raise EmptySelection(f"{what}={selector!r} selects no position in row {row} of the prompt")
         return mask
+
+    def newest(self, n_keys: int) -> Moment:
+        """The same moment for keys of a layer that keeps the newest ``n_keys`` only."""
+        return self if n_keys == self.n_seen else replace(self, n_keys=n_keys)
+
+    def across(self, layer: int) -> Moment:
+        """The same moment over the keys of a cross-attention layer: selectors mean the image's keys there."""
+        cross = self.need_prompt(f"an edit of cross-attention layer {layer}").cross
+        return replace(self, prompt=cross, step=0, n_prompt=cross.length, resolved={}, crosses=layer)
+
+    def keys(self, selector: Selector, decodes: bool = True) -> Bool[Tensor, "batch key"]:
+        """The keys selected, among those that the layer at hand holds. Raises as `some`."""
+        mask = self.some(selector, "keys", decodes and self.crosses is None)
+        return mask if self.n_keys is None else mask[:, -self.n_keys :]
 
     def need_prompt(self, what: str) -> Prompt:
         if self.prompt is None:
@@ -102,10 +120,10 @@ class Selector(ABC):
     def mask(self, at: Moment) -> Bool[Tensor, "batch pos"]:
         """The positions selected, over all positions seen so far."""
 
-    def fit(self, n_layers: int, n_heads: int) -> None:
+    def fit(self, vlm: VLM) -> None:
         """Check what the selector reads against the model. Raises `BadEdit`."""
         for part in self.parts:
-            part.fit(n_layers, n_heads)
+            part.fit(vlm)
 
     def __and__(self, other: Any) -> Selector:
         return Both(self, selector(other))
@@ -133,6 +151,11 @@ class Span(Selector):
 
     def mask(self, at: Moment) -> Bool[Tensor, "batch pos"]:
         place = torch.arange(at.n_seen, device=at.device).expand(at.batch, -1)
+        if at.crosses is not None and self.name in ("last", "answer", "question", "template", "text"):
+            raise BadEdit(
+                f"layer {at.crosses} attends to the image's keys only, {self.name!r} is none of them; leave the "
+                f"cross-attention layers out with layers=…"
+            )
         if self.name == "last":
             return place == at.n_seen - 1
         if self.name == "all":
@@ -170,7 +193,7 @@ class Positions(Selector):
                 if not -at.n_prompt <= position < at.n_prompt:
                     raise BadEdit(f"position {position} is outside the prompt of {at.n_prompt} tokens")
                 mask[row, position % at.n_prompt] = True
-        if at.prompt is not None:
+        if at.prompt is not None and at.crosses is None:
             padding = mask[:, : at.n_prompt] & (at.prompt.inputs["attention_mask"].cpu() == 0)
             for row, position in padding.nonzero()[:1].tolist():
                 raise BadEdit(
@@ -300,6 +323,22 @@ def whole(value: Any) -> int | None:
         return operator.index(value)
     except TypeError:
         return None
+
+
+def attention_layers(spec: Any, vlm: VLM) -> tuple[int, ...]:
+    """`layers_of` a model for an edit of attention: "all", "deep" and slices pass over layers without rows.
+
+    Raises `BadEdit` for a layer that is named and has none.
+    """
+    layers, with_rows = layers_of(spec, vlm.cfg.n_layers), vlm.sites.kernels["text"]
+    named = not isinstance(spec, (str, slice))
+    for layer in layers:
+        if layer not in with_rows and named:
+            raise BadEdit(f"layer {layer} has no attention: {vlm.sites.absent[f'text.{layer}.attn.pattern']}")
+    found = tuple(layer for layer in layers if layer in with_rows)
+    if not found:
+        raise BadEdit(f"{spec!r} selects no layer with attention; those are {', '.join(map(str, with_rows))}")
+    return found
 
 
 def layers_of(spec: Any, n_layers: int) -> tuple[int, ...]:

@@ -1,9 +1,11 @@
 """The families: one file each, and the registry that finds the one for a model.
 
-`find` reads facts off the model (its ``model_type``), never a checkpoint's name.
+`find` reads facts off the model's configuration, never a checkpoint's name.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 from torch import nn
 
@@ -15,16 +17,43 @@ FAMILIES: tuple[Family, ...] = (Llava(),)
 
 def find(model: nn.Module) -> Family:
     """The family that speaks for ``model``. Raises `UnknownFamily` with the supported list."""
-    return family_of(getattr(getattr(model, "config", None), "model_type", None), type(model).__name__)
+    return find_for(getattr(model, "config", None), type(model).__name__)
 
 
-def family_of(model_type: str | None, owner: str) -> Family:
-    """The family that reads ``model_type``, as ``owner`` calls its kind. Raises `UnknownFamily`."""
+def find_for(config: Any, owner: str | None = None) -> Family:
+    """The family that reads models of this configuration, as ``owner`` calls it. Raises `UnknownFamily`."""
     for family in FAMILIES:
-        if model_type in family.model_types:
+        if hasattr(config, "model_type") and family.speaks_for(config):
             return family
-    supported = ", ".join(sorted(kind for family in FAMILIES for kind in family.model_types))
-    raise UnknownFamily(f"no family reads model_type {model_type!r} ({owner}); supported: {supported}")
+    kind = getattr(config, "model_type", None)
+    raise UnknownFamily(
+        f"no family reads model_type {kind!r} ({owner or type(config).__name__}); supported: "
+        f"{', '.join(supported())}. Another family is one file: see docs/add-a-family.md; or try "
+        f"load(…, family='generic'), which resolves the modules by their kind"
+    )
 
 
-__all__ = ["FAMILIES", "Family", "FamilyContractError", "Stack", "UnknownFamily", "family_of", "find"]
+def supported() -> list[str]:
+    """Every model_type that some family reads."""
+    return sorted({kind for family in FAMILIES for kind in family.model_types})
+
+
+def named(name: str) -> Family:
+    """The family of this name. Raises `UnknownFamily`."""
+    for family in FAMILIES:
+        if family.name == name:
+            return family
+    raise UnknownFamily(f"no family is called {name!r}; there are {', '.join(one.name for one in FAMILIES)}")
+
+
+__all__ = [
+    "FAMILIES",
+    "Family",
+    "FamilyContractError",
+    "Stack",
+    "UnknownFamily",
+    "find",
+    "find_for",
+    "named",
+    "supported",
+]

@@ -2,18 +2,20 @@
 
 A vision-language model is two transformer stacks and a bridge. For everything above this floor to
 be written once, a family says three things: where the modules of the two stacks are (`Stack`), how
-``input_ids`` hold the image tokens, and how pixels of the original image map to visual tokens. The
-load proof then holds it to its word on the model at hand.
+``input_ids`` hold the image tokens, and how pixels of the original image map to visual tokens. What a
+layer does with its parts (norms on a branch's output, gates, parallel branches) is read from its forward,
+not said here. The load proof then holds the family to its word on the model at hand.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from jaxtyping import Int
+from PIL import Image
 from torch import Tensor, nn
 
 from seeing.grid import VisualGrid
@@ -32,34 +34,48 @@ class Stack:
     """One transformer stack: its layers, and what the parts of a layer are called.
 
     ``attn``, ``out``, ``mlp`` and ``down`` are attribute names: the attention module of a layer, its
-    output projection inside it, the MLP of a layer, and its last linear map inside it.
-    ``embed`` is the module whose first input (``embed_is_input``) or output enters layer 0, and
-    ``norm`` the final norm, or None where nothing uses one.
+    output projection inside it, the MLP of a layer, and its last linear map inside it. Where layers
+    differ, ``attn`` lists the names to try in order; a layer that has none of them has no softmax
+    attention. ``out`` and ``down`` may be dotted, and ``down`` is None where the MLP has no single last map.
+
+    ``n_heads``, ``n_kv_heads`` and ``d_head`` are the sizes that most layers have. ``packed`` is for
+    towers whose layers take all patches of all pictures in one row without a batch axis, and call the
+    kernel once a block. ``lacks`` maps a site to the reason why no layer of the stack has it.
     """
 
     name: str
     layers: Sequence[nn.Module]
-    attn: str
-    out: str
-    mlp: str
-    down: str
-    embed: nn.Module
-    embed_is_input: bool
     n_heads: int
     n_kv_heads: int
+    d_head: int
+    d_model: int
+    attn: str | tuple[str, ...] = "self_attn"
+    out: str = "o_proj"
+    mlp: str = "mlp"
+    down: str | None = "down_proj"
     norm: nn.Module | None = None
+    packed: bool = False
+    lacks: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self):
-        for part in (self.attn, self.mlp):
-            if not hasattr(self.layers[0], part):
+        names = (self.attn,) if isinstance(self.attn, str) else self.attn
+        for parts in (names, (self.mlp,)):
+            if not any(hasattr(layer, part) for layer in self.layers for part in parts):
                 children = ", ".join(name for name, _ in self.layers[0].named_children())
                 raise FamilyContractError(
-                    f"the {self.name} stack's layers have no {part!r}; "
+                    f"the {self.name} stack's layers have no {' or '.join(map(repr, parts))}; "
                     f"{type(self.layers[0]).__name__} holds: {children}"
                 )
 
     def __len__(self) -> int:
         return len(self.layers)
+
+    def attention(self, layer: int) -> nn.Module | None:
+        """The attention module of a layer, or None for one without softmax attention."""
+        for name in (self.attn,) if isinstance(self.attn, str) else self.attn:
+            if (module := getattr(self.layers[layer], name, None)) is not None:
+                return module
+        return None
 
 
 class Family(ABC):
@@ -69,6 +85,17 @@ class Family(ABC):
     name: str
     #: The ``config.model_type`` values it speaks for.
     model_types: frozenset[str]
+    #: Keyword tensors without which the model runs, but wrongly: the processor must give them.
+    required: tuple[str, ...] = ()
+    #: Whether features are left out or repeated between the projector and the image tokens (padding of tiles,
+    #: row ends): then tokens and features correspond through the grid only.
+    packs: bool = False
+    #: Keyword tensors that hold pixels, left out where a run goes on from a KV cache behind the pictures.
+    pixels: tuple[str, ...] = ("pixel_values",)
+
+    def speaks_for(self, config: Any) -> bool:
+        """Whether this family reads a model of this configuration."""
+        return config.model_type in self.model_types
 
     @abstractmethod
     def text(self, model: nn.Module) -> Stack:
@@ -97,6 +124,15 @@ class Family(ABC):
             positions: (token,) the image's positions in the sequence, in order.
         """
 
+    def cross_grid(
+        self, model: nn.Module, processor: Any, image_size: tuple[int, int], index: int
+    ) -> VisualGrid | None:
+        """The places of one image's keys in cross-attention layers, where the family has such layers.
+
+        ``index`` counts the row's images; ``positions`` of the grid count keys.
+        """
+        return None
+
     def image_token_id(self, model: nn.Module) -> int:
         """The id that stands for an image token in ``input_ids``."""
         return model.config.image_token_id
@@ -105,6 +141,26 @@ class Family(ABC):
         """The unembedding, whose output is the logits."""
         return model.get_output_embeddings()
 
+    def placeholder(self, processor: Any) -> str:
+        """What stands for one picture in the text that the processor takes."""
+        return processor.image_token
+
+    def plain(self, processor: Any, n_images: int, instruction: str) -> str:
+        """The text of one row where the processor has no chat template."""
+        return self.placeholder(processor) * n_images + "\n" + instruction
+
+    def tokenized(self, processor: Any, text: str) -> str:
+        """The text that the processor hands to its tokenizer for ``text``, pictures not yet expanded."""
+        return text
+
+    def pictures(self, rows: Sequence[Sequence[Image.Image]]) -> Any:
+        """The pictures of a batch as the processor takes them: one list a row."""
+        return [list(row) for row in rows]
+
+    def cleaned(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The processor's tensors without those that a forward pass should not get."""
+        return inputs
+
     def positions(self, attention_mask: Int[Tensor, "batch pos"]) -> Int[Tensor, "batch pos"] | None:
         """The position of every token of a left-padded batch, padding not counted.
 
@@ -112,3 +168,14 @@ class Family(ABC):
         queries of a row are not those of the same prompt alone. None where the model counts by itself.
         """
         return (attention_mask.cumsum(1) - 1).clamp(min=0)
+
+    def patch_order(self, model: nn.Module, inputs: Mapping[str, Tensor]) -> Int[Tensor, " patch"] | None:
+        """For a packed tower: the tower's slot of each patch, pictures in order and each in reading order.
+
+        None where the tower works in reading order already.
+        """
+        return None
+
+    def feature_order(self, model: nn.Module, inputs: Mapping[str, Tensor]) -> Int[Tensor, " token"] | None:
+        """The projector's slot of each image token, where it does not work in their order; else None."""
+        return None

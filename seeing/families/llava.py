@@ -18,12 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from seeing.families.family import Family, FamilyContractError, Stack
+from seeing.families.stacks import decoder_stack, raster_tower
 from seeing.grid import Level, View, VisualGrid, cells
-
-#: Attribute names of the parts of a layer, by the kind of layer. The Llama spelling is shared by
-#: Llama, Mistral, Qwen2 and their kin; CLIP and SigLIP share theirs.
-LLAMA_LAYER = dict(attn="self_attn", out="o_proj", mlp="mlp", down="down_proj")
-CLIP_LAYER = dict(attn="self_attn", out="out_proj", mlp="mlp", down="fc2")
 
 #: Towers whose patches are a raster over one square picture.
 RASTER_TOWERS = ("clip_vision_model", "siglip_vision_model")
@@ -35,37 +31,21 @@ class Llava(Family):
     name = "llava"
     model_types = frozenset({"llava"})
 
+    def speaks_for(self, config: Any) -> bool:
+        return super().speaks_for(config) and config.vision_config.model_type in RASTER_TOWERS
+
     def text(self, model: nn.Module) -> Stack:
         decoder = model.get_decoder()
-        config = decoder.config
-        return Stack(
-            name="text",
-            layers=tuple(decoder.layers),
-            **LLAMA_LAYER,
-            embed=decoder.layers[0],
-            embed_is_input=True,
-            n_heads=config.num_attention_heads,
-            n_kv_heads=getattr(config, "num_key_value_heads", None) or config.num_attention_heads,
-            norm=decoder.norm,
-        )
+        return decoder_stack(decoder)
 
     def vision(self, model: nn.Module) -> Stack:
         tower = model.get_encoder(modality="image")
-        kind = tower.config.model_type
-        if kind not in RASTER_TOWERS:
+        if tower.config.model_type not in RASTER_TOWERS:
             raise FamilyContractError(
-                f"llava: the vision tower is {kind!r}, this family reads {', '.join(RASTER_TOWERS)}"
+                f"llava: the vision tower is {tower.config.model_type!r}, this family reads "
+                f"{', '.join(RASTER_TOWERS)}"
             )
-        layers = tuple(tower.encoder.layers)
-        return Stack(
-            name="vision",
-            layers=layers,
-            **CLIP_LAYER,
-            embed=layers[0],
-            embed_is_input=True,
-            n_heads=tower.config.num_attention_heads,
-            n_kv_heads=tower.config.num_attention_heads,
-        )
+        return raster_tower(tower)
 
     def projector(self, model: nn.Module) -> nn.Module:
         return model.model.multi_modal_projector

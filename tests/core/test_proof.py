@@ -7,11 +7,12 @@ import pytest
 import torch
 
 import seeing
-from seeing import sites
+from seeing import sitemap
 from seeing.attention import AttentionCall, EditedRows
 from seeing.families import FamilyContractError
 from seeing.families.llava import Llava
-from seeing.sites import SiteMap, Spot
+from seeing.sitemap import SiteMap
+from seeing.sites import Spot
 from seeing.vlm import VLM
 
 HONEST = {
@@ -99,14 +100,14 @@ def call(monkeypatch):
 @pytest.fixture
 def site(monkeypatch):
     """``site(name, change)``: the site of that name is ``change`` of it, given all of them."""
-    honest = sites.build
+    honest = sitemap.build
 
     def plant(name, change):
         def lie(family, model, envoy_of):
             found = honest(family, model, envoy_of)
             return SiteMap({**found, name: change(found)}, found.kernels)
 
-        monkeypatch.setattr(sites, "build", lie)
+        monkeypatch.setattr(sitemap, "build", lie)
 
     return plant
 
@@ -200,7 +201,7 @@ def test_heads_that_do_not_add_up_are_found(pair, site):
     """The output projection of another layer, where the head results are computed."""
     site(
         "text.1.attn.result",
-        lambda found: dataclasses.replace(found["text.1.attn.result"], out=found["text.2.attn.result"].out),
+        lambda found: dataclasses.replace(found["text.1.attn.result"], map=found["text.2.attn.result"].map),
     )
     assert "'text.1.attn.result' found an error" in refusal(pair())
 

@@ -4,8 +4,11 @@ import pytest
 import torch
 
 import seeing
-from seeing.names import LAYER_SITES, Name, UnknownName
+from seeing.names import LAYER_SITES as ALL_SITES
+from seeing.names import Name, UnknownName
 
+#: Llama has no per-layer inputs, Gemma 4 alone has.
+LAYER_SITES = tuple(site for site in ALL_SITES if site != "ple_out")
 MASKED = -1e30
 
 #: Models whose sites lie in different places, or reach the logits by different ways.

@@ -1,0 +1,193 @@
+"""What a branch adds to the residual stream, whole (`attn_out`, `mlp_out`) and head by head (`attn.result`).
+
+Between a part's output and the stream there may be a norm or a gate. `attn_out` is what arrives. Heads go
+through the same steps: a gate multiplies each head's share, and a norm with its statistic frozen (the
+root mean square of the whole) does too, so that the shares still add up to what arrives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from einops import einsum, rearrange
+from torch import Tensor, nn
+
+from seeing.operations import Branch, Link
+from seeing.order import Order
+from seeing.sites import Derived, Spot, own
+
+
+def take_first(served: Any) -> Tensor:
+    """A tensor, or the first element of a tuple."""
+    return served[0] if isinstance(served, tuple) else served
+
+
+def put_first(served: Any, value: Tensor) -> Any:
+    """The reverse of `take_first`."""
+    return (value, *served[1:]) if isinstance(served, tuple) else value
+
+
+@dataclass(frozen=True)
+class Gated(Derived):
+    """A branch that is multiplied by a gate inside the sum: source times gate.
+
+    A write is carried into the sum, for what stands before a closed gate could not say it.
+    """
+
+    layer: nn.Module = field(repr=False)
+    gates: tuple[Link, ...] = ()
+
+    def derive(self, served: Any) -> Tensor:
+        value = take_first(served)
+        for gate in self.gates:
+            value = value * gate.value(self.layer)
+        return value
+
+    def written(self, served: Any, value: Tensor, visit: Callable[[str], Any]) -> Any:
+        total = visit(self.target)
+        return put_first(total, take_first(total) + value - self.derive(served))
+
+
+def branch_site(name: str, branch: Branch, sum_path: str, layer: nn.Module) -> Spot | Gated:
+    """The site of what a branch adds to the stream."""
+    if branch.inline:
+        return Gated(name, f"{branch.path}.output", sum_path, layer, branch.inline)
+    return Spot(name, f"{branch.path}.output", take_first, put_first)
+
+
+class NotLinear(ValueError):
+    """Steps behind a part through which its heads can't be followed."""
+
+
+class HeadMap:
+    """From z to what each head adds to the stream: the output projection, and what stands behind it."""
+
+    def __init__(self, out: nn.Module, layer: nn.Module, links: Sequence[Link]):
+        out = getattr(out, "linear", out)
+        self.out, self.layer = out, layer
+        self.links = [link for link in links if not _is_identity(link.module)]
+        if not isinstance(getattr(out, "weight", None), Tensor):
+            raise NotLinear(f"{type(out).__name__} has no weight")
+        for link in self.links:
+            if not link.known:
+                raise NotLinear("a step behind the attention depends on the input")
+            if link.module is not None and not _is_rms(link.module):
+                raise NotLinear(f"{type(link.module).__name__} behind the attention is no RMS norm")
+
+    def weight(self) -> Tensor:
+        """The output projection's weight in floating point. Raises ValueError where it is quantized for good."""
+        weight = self.out.weight
+        if weight.is_floating_point() and weight.ndim == 2 and weight.shape[0] == self.out.out_features:
+            return weight
+        if hasattr(weight, "quant_state"):  # bitsandbytes, 4 bit
+            from bitsandbytes.functional import dequantize_4bit
+
+            return dequantize_4bit(weight.data, weight.quant_state)
+        if hasattr(self.out, "state") and getattr(weight, "SCB", None) is not None:  # bitsandbytes, 8 bit
+            return weight.data.float() * weight.SCB[:, None] / 127
+        raise ValueError(
+            f"attn.result needs the weight of the output projection in floating point, found "
+            f"{type(self.out).__name__} with {weight.dtype}; load without quantization, or dequantize it"
+        )
+
+    def heads(self, z: Tensor) -> Tensor:
+        """(batch, pos, head, d_head) -> (batch, pos, head, d_model)."""
+        weight = rearrange(self.weight().to(z.dtype), "d_model (head d) -> head d d_model", head=z.shape[2])
+        shares = einsum(z, weight, "batch pos head d, head d d_model -> batch pos head d_model")
+        return shares if not self.links else shares * self._scale(shares)[:, :, None]
+
+    def total(self, shares: Tensor, z: Tensor) -> Tensor:
+        """What the shares of all heads add up to at the stream, the projection's bias with them."""
+        total = shares.sum(2)
+        return total if self.out.bias is None else total + self.bias(z)
+
+    def bias(self, z: Tensor) -> Tensor:
+        """What the projection's bias adds: (d_model,), or (batch, pos, d_model) behind a norm."""
+        bias = self.out.bias.to(z.dtype)
+        if not self.links:
+            return bias
+        weight = rearrange(self.weight().to(z.dtype), "d_model (head d) -> head d d_model", head=z.shape[2])
+        shares = einsum(z, weight, "batch pos head d, head d d_model -> batch pos head d_model")
+        return bias * self._scale(shares)
+
+    def _scale(self, shares: Tensor) -> Tensor:
+        """By what each coordinate of the projection's output is multiplied on its way to the stream."""
+        value = shares.sum(2)
+        value = value if self.out.bias is None else value + self.out.bias.to(value.dtype)
+        scale = torch.ones_like(value)
+        for link in self.links:
+            if link.module is None:
+                step = link.value(self.layer).to(value.dtype)
+            else:
+                step = _frozen(link.module, value)
+            value, scale = value * step, scale * step
+        return scale
+
+
+def _is_identity(module: nn.Module | None) -> bool:
+    return isinstance(module, (nn.Dropout, nn.Identity))
+
+
+def _is_rms(module: nn.Module) -> bool:
+    return "RMSNorm" in type(module).__name__ and _epsilon(module) is not None
+
+
+def _epsilon(norm: nn.Module) -> float | None:
+    found = getattr(norm, "variance_epsilon", None)
+    return getattr(norm, "eps", None) if found is None else found
+
+
+def _frozen(norm: nn.Module, value: Tensor) -> Tensor:
+    """What an RMS norm multiplies by at ``value``: its gain over the root mean square.
+
+    The gain is read from the norm itself, at ones, for families store it as w or as 1 + w. Called by its
+    class, so that nnsight doesn't take it for a pass of the layer.
+    """
+    epsilon = _epsilon(norm)
+    ones = torch.ones(value.shape[-1], dtype=torch.float32, device=value.device)
+    gain = type(norm).forward(norm, ones).float() * (1 + epsilon) ** 0.5
+    rms = (value.float().pow(2).mean(-1, keepdim=True) + epsilon).rsqrt()
+    return (gain * rms).to(value.dtype)
+
+
+@dataclass(frozen=True)
+class Result(Derived):
+    """``attn.result``: what each head adds to the residual stream, z · W_O and what stands behind it.
+
+    The sum over heads, plus the output projection's bias, is ``attn_out``; a write puts that sum there.
+    ``taken`` gets z out of what is served at ``source``, ``branch`` is the site of ``attn_out``; ``order`` is
+    that of a packed tower.
+    """
+
+    taken: Callable[[Any], Tensor] = field(repr=False)
+    map: HeadMap = field(repr=False)
+    branch: Spot | Gated = field(repr=False)
+    edited: list[Tensor] = field(default_factory=list, compare=False, repr=False)
+    order: Order | None = field(default=None, repr=False)
+
+    @contextmanager
+    def shown(self, value: Tensor) -> Iterator[None]:
+        self.edited[:] = [value]
+        try:
+            yield
+        finally:
+            self.edited.clear()
+
+    def derive(self, served: Any) -> Tensor:
+        if self.edited:
+            return own(self.edited)[0]
+        return self.map.heads(self.taken(served))
+
+    def written(self, served: Any, value: Tensor, visit: Callable[[str], Any]) -> Any:
+        z = self.taken(served)
+        total, current = self.map.total(value, z), visit(self.target)
+        if isinstance(self.branch, Gated):
+            before = self.map.total(self.map.heads(z), z)
+            return put_first(current, take_first(current) + total - before)
+        if self.order is not None:
+            total = self.order.write(total[0], 0)
+        return put_first(current, total.to(take_first(current).dtype))
