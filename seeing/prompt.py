@@ -173,7 +173,8 @@ def _render(family: Family, processor: Any, turn: Turn, instruction: str, start:
     history = [(question, _OPEN + answer + _CLOSE) for question, answer in turn.history]
     text, places = _unmarked(_chat(family, processor, turn, history, marked))
     plain = _chat(family, processor, turn, turn.history, instruction)
-    if text != plain or len(places) != 1 + len(history):
+    kept = len(places) == 1 + len(history) and text[slice(*places[-1])] == turn.question
+    if text != plain or not kept:
         raise BadPrompt(f"the chat template changed the question {turn.question!r}; it made {plain!r}")
     return Rendered(text, places[-1], tuple(places[:-1]))
 

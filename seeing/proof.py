@@ -144,10 +144,10 @@ class Proof:
         return 1.0 if parts is None else getattr(parts.layers[layer], "layer_scalar", 1.0)
 
     def _image(self, values: dict[str, Tensor]) -> None:
-        """Each image token that has a place enters the text model as one of the projector's features.
+        """The image's tokens enter the text model as the projector's features, in order.
 
-        Where features and tokens are as many, they are the same in the same order; a family that packs
-        tiles leaves some out and puts row ends between them, whose places are unknown.
+        A family that packs tiles leaves some features out and puts row ends between them: there each
+        token that has a place is one of the features.
         """
         if self.prompt.cross is not None:
             name = next(n for n in values if n.endswith("attn.k") and self._crosses(n))
@@ -160,13 +160,13 @@ class Proof:
         if features.shape[-1] != entered.shape[-1]:
             self._fail("projector.out", f"width {features.shape[-1]}", f"{entered.shape[-1]}, as text.embed")
         placed = self.prompt.grids[0].placed.to(entered.device)
-        if placed.all() and not self.vlm.family.packs:
+        if not self.vlm.family.packs:
             if len(features) != len(entered):
                 self._fail("projector.out", f"{len(features)} features", f"{len(entered)}, one an image token")
             self._equal("projector.out", features, entered, "text.embed at the image's tokens is")
-            return
-        nearest = torch.cdist(entered[placed].float(), features.float()).argmin(1)
-        self._equal("projector.out", features[nearest], entered[placed], "text.embed at tokens with a place is")
+        elif placed.any():
+            nearest = torch.cdist(entered[placed].float(), features.float()).argmin(1)
+            self._equal("projector.out", features[nearest], entered[placed], "text.embed at placed tokens is")
 
     def _crosses(self, name: str) -> bool:
         parsed = Name.parse(name)

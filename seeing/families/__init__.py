@@ -10,9 +10,13 @@ from typing import Any
 from torch import nn
 
 from seeing.families.family import Family, FamilyContractError, Stack, UnknownFamily
+from seeing.families.generic import Generic
 from seeing.families.llava import Llava
 
 FAMILIES: tuple[Family, ...] = (Llava(),)
+
+#: What `load(…, family="generic")` tries.
+GENERIC = Generic()
 
 
 def find(model: nn.Module) -> Family:
@@ -40,7 +44,7 @@ def supported() -> list[str]:
 
 def named(name: str) -> Family:
     """The family of this name. Raises `UnknownFamily`."""
-    for family in FAMILIES:
+    for family in (*FAMILIES, GENERIC):
         if family.name == name:
             return family
     raise UnknownFamily(f"no family is called {name!r}; there are {', '.join(one.name for one in FAMILIES)}")
@@ -48,6 +52,7 @@ def named(name: str) -> Family:
 
 __all__ = [
     "FAMILIES",
+    "GENERIC",
     "Family",
     "FamilyContractError",
     "Stack",

@@ -64,14 +64,26 @@ def allocation(vlm: VLM, prompt: Prompt, query: int = -1) -> Allocation:
 def allocate(reading: Reading) -> Allocation:
     """Allocation of the last row of a reading."""
     masks = segments_of(reading.prompt)
-    rows = reading.rows[:, :, :, -1]
-    total = _real(reading.prompt).sum(1)
-    mass, rapt = [], []
-    for mask in masks.values():
-        share = torch.einsum("blhk,bk->blh", rows, mask.float())
-        mass.append(share)
-        rapt.append(share / mask.sum(1)[:, None, None] * total[:, None, None])
-    return Allocation(tuple(masks), torch.stack(mass, 1), torch.stack(rapt, 1))
+    parts = {name: _shares(reading.rows, mask, _real(reading.prompt)) for name, mask in masks.items()}
+    if reading.cross is not None:
+        keys = segments_of(reading.prompt.cross)
+        present = reading.prompt.cross.spans.mask("image")
+        for name, mask in masks.items():
+            across = _shares(reading.cross, keys.get(name, torch.zeros_like(present)), present)
+            is_cross = ~across[0].isnan()
+            parts[name] = tuple(torch.where(is_cross, a, b) for a, b in zip(across, parts[name]))
+    mass, rapt = (torch.stack(part, 1) for part in zip(*parts.values()))
+    return Allocation(tuple(masks), mass, rapt)
+
+
+def _shares(
+    rows: Float[Tensor, "batch layer head query key"],
+    mask: Bool[Tensor, "batch key"],
+    present: Bool[Tensor, "batch key"],
+) -> tuple[Float[Tensor, "batch layer head"], Float[Tensor, "batch layer head"]]:
+    """Mass and RAPT of one segment in the last row."""
+    mass = torch.einsum("blhk,bk->blh", rows[:, :, :, -1], mask.float())
+    return mass, mass / mask.sum(1)[:, None, None] * present.sum(1)[:, None, None]
 
 
 def segments_of(prompt: Prompt) -> dict[str, Bool[Tensor, "batch pos"]]:

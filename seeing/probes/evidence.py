@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from seeing.data.samples import EvidenceSample
@@ -117,15 +117,18 @@ class EvidenceSums:
         turn = reading.prompt.turns[row]
         if not turn.boxes:
             return "no evidence boxes"
-        grid = reading.prompt.grids[reading.prompt.grid_rows.index(row)]
+        # Where an image's tokens are keys of cross-attention layers, the one token of the sequence sees it all.
+        across = reading.cross is not None
+        prompt, rows = (reading.prompt.cross, reading.cross) if across else (reading.prompt, reading.rows)
+        grid = prompt.grids[prompt.grid_rows.index(row)]
         labels = grid.labels(turn.boxes)
         seen, labels = grid.placed, labels[grid.placed]
         if not labels.any():
             return "no image token sees the evidence"
         if labels.all():
             return "every image token is evidence"
-        scores = reading.rows[row, :, :, -1][..., grid.positions[seen]]
-        heads, layers = locality(scores, labels), locality(scores.mean(1), labels)
+        scores = rows[row, :, :, -1][..., grid.positions[seen]]
+        heads, layers = _where_read(scores, labels)
         if self._heads is None:
             self._heads = [torch.zeros_like(metric) for metric in heads]
             self._counts = [torch.zeros_like(metric) for metric in heads]
@@ -144,3 +147,16 @@ class EvidenceSums:
             ids=ids,
             left_out=left_out,
         )
+
+
+def _where_read(scores: Float[Tensor, "layer head token"], labels: Bool[Tensor, " token"]) -> tuple:
+    """Locality of every head and of the heads' mean row; NaN in layers without rows."""
+    read = ~scores.isnan().any(-1).any(-1)
+    found = locality(scores[read], labels), locality(scores[read].mean(1), labels)
+
+    def spread(metric: Tensor) -> Tensor:
+        whole = metric.new_full((len(read), *metric.shape[1:]), torch.nan)
+        whole[read] = metric
+        return whole
+
+    return tuple(Locality(*map(spread, one)) for one in found)

@@ -74,5 +74,6 @@ def profile_of(found: Evidence, top: float = 0.1) -> Profile:
     auroc = found.layers.auroc
     # 0.07 · 100 is 7.000000000000001, which is no eighth layer
     count = max(1, math.ceil(top * len(auroc) - 1e-9))
-    best = auroc.argsort(descending=True, stable=True)[:count]
+    # A layer without attention has no AUROC, and is not among the best.
+    best = auroc.nan_to_num(-1).argsort(descending=True, stable=True)[:count]
     return Profile(tuple(sorted(best.tolist())), auroc, found.auroc, found.n, found)

@@ -20,10 +20,18 @@ Progress = Callable[[int], None]
 
 @dataclass(frozen=True)
 class Reading:
-    """Rows of one batch: (batch, layer, head, query, key), with the prompt that says what the keys are."""
+    """Rows of one batch, with the prompt that says what the keys are.
+
+    Attributes:
+        rows: (batch, layer, head, query, key) over the tokens of the sequence. NaN in layers that have
+            no attention over them (linear layers, cross-attention layers).
+        cross: the same over the image's keys of cross-attention layers, NaN in all others; None for a
+            model without such layers.
+    """
 
     prompt: Prompt
     rows: Float[Tensor, "batch layer head query key"]
+    cross: Float[Tensor, "batch layer head query key"] | None = None
 
 
 def read_rows(
@@ -31,9 +39,23 @@ def read_rows(
 ) -> Reading:
     """The rows of ``queries`` in all text layers (or in ``layers``), one forward pass, any kernel."""
     layers = range(vlm.cfg.n_layers) if layers is None else layers
-    names = [f"text.{layer}.attn.pattern" for layer in layers]
-    cache = vlm.cache(prompt, names, queries)
-    return Reading(prompt, torch.stack([cache[name].cpu() for name in names], dim=1))
+    kernels = vlm.sites.kernels["text"]
+    names = {layer: f"text.{layer}.attn.pattern" for layer in layers if layer in kernels}
+    cache = vlm.cache(prompt, list(names.values()), queries)
+    found = {layer: cache[name].cpu() for layer, name in names.items()}
+
+    def stacked(cross: bool) -> Tensor | None:
+        own = {layer: rows for layer, rows in found.items() if kernels[layer].cross == cross}
+        if not own:
+            return None
+        absent = torch.full_like(next(iter(own.values())), torch.nan)
+        return torch.stack([own.get(layer, absent) for layer in layers], dim=1)
+
+    cross, rows = stacked(True), stacked(False)
+    if rows is None:
+        shape = (*cross.shape[:-1], prompt.length)
+        rows = cross.new_full(shape, torch.nan)
+    return Reading(prompt, rows, cross)
 
 
 def read_samples(
