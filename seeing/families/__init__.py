@@ -11,9 +11,11 @@ from torch import nn
 
 from seeing.families.family import Family, FamilyContractError, Stack, UnknownFamily
 from seeing.families.generic import Generic
+from seeing.families.glm4v import Glm4V
 from seeing.families.llava import Llava
+from seeing.families.qwen_vl import QwenVL
 
-FAMILIES: tuple[Family, ...] = (Llava(),)
+FAMILIES: tuple[Family, ...] = (Llava(), QwenVL(), Glm4V())
 
 #: What `load(…, family="generic")` tries.
 GENERIC = Generic()
