@@ -205,3 +205,21 @@ def is_gated(attn: Any) -> bool:
         if behind and isinstance(node.value, ast.BinOp) and isinstance(node.value.op, ast.Mult):
             return "attn_output" in text
     return False
+
+
+def logits_path(root: Any) -> str | None:
+    """The location of the logits where the whole model's forward works on them after the unembedding.
+
+    That is a soft cap on the final logits, where the configuration sets one. None where the unembedding's
+    output is the logits.
+    """
+    config = root._module.config.get_text_config()
+    if getattr(config, "final_logit_softcapping", None) is None:
+        return None
+    lines = root.source.compiled.source.split("\n")
+    capped = [
+        op.path
+        for op in root.source
+        if op.name.rsplit("_", 1)[0] == "logits" and "final_logit_softcapping" in lines[op.line - 1]
+    ]
+    return capped[-1] if capped else None

@@ -11,7 +11,7 @@ from seeing.branches import HeadMap, NotLinear, Result, branch_site, put_first, 
 from seeing.families import Family, FamilyContractError, Stack
 from seeing.kernels import AttentionRows, Kernel, KernelZ, PackedKernel, gated_z, kernel_output
 from seeing.names import Name
-from seeing.operations import Block, Sum, is_gated, kernel_path
+from seeing.operations import Block, Sum, is_gated, kernel_path, logits_path
 from seeing.order import Order, Ordered, TokenOrdered
 from seeing.sites import Site, Spot, module_input, module_output
 
@@ -55,7 +55,8 @@ def build(family: Family, model: nn.Module, envoy_of: Callable[[nn.Module], Any]
     projector = envoy_of(family.projector(model)).path
     wiring.tokens("projector.in", module_input, projector)
     wiring.tokens("projector.out", module_output, projector)
-    wiring.add(module_output("logits", envoy_of(family.head(model)).path))
+    path = logits_path(envoy_of(model)) or envoy_of(family.head(model)).path
+    wiring.add(_operation_output("logits", path))
     return SiteMap(wiring.sites, wiring.kernels, wiring.absent, wiring.order)
 
 

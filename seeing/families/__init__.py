@@ -10,12 +10,25 @@ from typing import Any
 from torch import nn
 
 from seeing.families.family import Family, FamilyContractError, Stack, UnknownFamily
+from seeing.families.gemma3 import Gemma3
+from seeing.families.gemma4 import Gemma4
 from seeing.families.generic import Generic
 from seeing.families.glm4v import Glm4V
 from seeing.families.llava import Llava
+from seeing.families.mistral3 import Mistral3, Pixtral
+from seeing.families.paligemma import PaliGemma
 from seeing.families.qwen_vl import QwenVL
 
-FAMILIES: tuple[Family, ...] = (Llava(), QwenVL(), Glm4V())
+FAMILIES: tuple[Family, ...] = (
+    Llava(),
+    QwenVL(),
+    Gemma3(),
+    Gemma4(),
+    PaliGemma(),
+    Mistral3(),
+    Pixtral(),
+    Glm4V(),
+)
 
 #: What `load(…, family="generic")` tries.
 GENERIC = Generic()

@@ -16,13 +16,15 @@ def decoder_stack(decoder: nn.Module, **parts: Any) -> Stack:
     """
     config = decoder.config
     n_heads = config.num_attention_heads
+    if "d_head" not in parts:
+        parts["d_head"] = getattr(config, "head_dim", None) or config.hidden_size // n_heads
+    if "n_kv_heads" not in parts:
+        parts["n_kv_heads"] = getattr(config, "num_key_value_heads", None) or n_heads
     return Stack(
         **dict(
             name="text",
             layers=tuple(decoder.layers),
             n_heads=n_heads,
-            n_kv_heads=getattr(config, "num_key_value_heads", None) or n_heads,
-            d_head=getattr(config, "head_dim", None) or config.hidden_size // n_heads,
             d_model=config.hidden_size,
             norm=decoder.norm,
         )
