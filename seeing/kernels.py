@@ -48,7 +48,8 @@ class Kernel:
     @property
     def windowed(self) -> bool:
         """Whether the layer may keep fewer keys than there are tokens."""
-        return bool(getattr(self.attn, "sliding_window", None))
+        config = getattr(self.attn, "config", None)
+        return bool(getattr(self.attn, "sliding_window", getattr(config, "sliding_window", None)))
 
     def call(self) -> AttentionCall:
         """The kernel's arguments, waiting for the run to reach the call."""

@@ -8,9 +8,10 @@ from typing import Any
 
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForImageTextToText, PreTrainedConfig
 
-from seeing.families import UnknownFamily, find, find_for
+from seeing.families import UnknownFamily, find, find_for, named, supported
+from seeing.processors import open_processor
 from seeing.proof import prove
 from seeing.vlm import VLM
 from seeing.zoo import ZOO, open_zoo
@@ -18,12 +19,37 @@ from seeing.zoo import ZOO, open_zoo
 #: Keyword arguments of ``from_pretrained`` that say where a checkpoint is, not how to open its weights.
 _WHERE = ("revision", "trust_remote_code", "token", "cache_dir", "local_files_only")
 
+#: Original releases, whose configuration or code is not transformers' own, and a checkpoint that is.
+_ORIGINALS = {
+    "internvl_chat": "OpenGVLab/InternVL3_5-8B-HF",
+    "llava": "llava-hf/llava-1.5-7b-hf",
+    "llava_llama": "llava-hf/llava-1.5-7b-hf",
+    "llava_mistral": "llava-hf/llava-v1.6-mistral-7b-hf",
+    "llava_qwen": "llava-hf/llava-onevision-qwen2-7b-ov-hf",
+    "qwen": "Qwen/Qwen2-VL-7B-Instruct",
+    "chatglm": "zai-org/GLM-4.1V-9B-Thinking",
+}
+
+#: What transformers raises on files that are absent, broken, or say something else than it expects.
+_BROKEN = (
+    OSError,
+    ValueError,
+    ImportError,
+    RuntimeError,
+    SafetensorError,
+    AttributeError,
+    KeyError,
+    TypeError,
+)
+
 
 class CannotLoad(ValueError):
     """A model that is not there, or that is not a vision-language model."""
 
 
-def load(x: str | PathLike | tuple[nn.Module, Any], check: bool = True, **kwargs: Any) -> VLM:
+def load(
+    x: str | PathLike | tuple[nn.Module, Any], check: bool = True, family: str | None = None, **kwargs: Any
+) -> VLM:
     """A `VLM` from ``x``, whose view has been proved on the model at hand.
 
     Args:
@@ -31,23 +57,26 @@ def load(x: str | PathLike | tuple[nn.Module, Any], check: bool = True, **kwargs
             Hugging Face hub id, or a (model, processor) pair.
         check: run the proof at load (six forwards of one small prompt). Turn it off for a model
             that a proof in this process already covered.
-        kwargs: for ``from_pretrained`` (dtype, device_map, revision, attn_implementation, …). Weights
-            are read from safetensors only, and remote code is not run unless ``trust_remote_code=True``.
+        family: the name of the family to read the model with, instead of the one that its model_type
+            says; "generic" resolves the modules by their kind, and the proof decides.
+        kwargs: for ``from_pretrained`` (dtype, device_map, revision, attn_implementation,
+            quantization_config, …). Weights are read from safetensors only, and remote code is not run
+            unless ``trust_remote_code=True``.
 
     Raises:
         CannotLoad: no such model, or one that transformers can't open as image-text-to-text.
-        UnknownFamily: a model_type that no family reads.
+        UnknownFamily: a model_type that no family reads, or no family of this name.
         FamilyContractError: the family's view does not hold on this model.
     """
-    model, processor = _open(x, kwargs)
-    family = find(model)
-    vlm = VLM(model.eval(), processor, family)
+    chosen = None if family is None else named(family)
+    model, processor = _open(x, kwargs, known=chosen is not None)
+    vlm = VLM(model.eval(), processor, chosen or find(model))
     if check:
         prove(vlm)
     return vlm
 
 
-def _open(x: Any, kwargs: dict[str, Any]) -> tuple[nn.Module, Any]:
+def _open(x: Any, kwargs: dict[str, Any], known: bool) -> tuple[nn.Module, Any]:
     if isinstance(x, tuple):
         if len(x) != 2 or not isinstance(x[0], nn.Module):
             raise CannotLoad(
@@ -66,26 +95,24 @@ def _open(x: Any, kwargs: dict[str, Any]) -> tuple[nn.Module, Any]:
     if x in ZOO:
         return open_zoo(x, **kwargs)
     where = str(x)
-    if _exists(where) and not (Path(where) / "config.json").is_file():
-        raise CannotLoad(f"{where!r} is no folder of a saved model: it holds no config.json")
-    if not _exists(where) and (where.count("/") != 1 or where.startswith((".", "/", "~"))):
-        raise CannotLoad(
-            f"no model {where[:200]!r}: no such folder, and not an embedded model ({', '.join(ZOO)}); "
-            f"a hub id looks like 'llava-hf/llava-1.5-7b-hf'"
-        )
+    _check_place(where)
+    # Said rather than left open: transformers would ask at the terminal.
+    kwargs = {"trust_remote_code": False} | kwargs
     shared = {key: kwargs[key] for key in _WHERE if key in kwargs}
     try:
+        _check_release(where, shared)
         # Before gigabytes of weights are read: is it a kind that a family speaks for?
         config = AutoConfig.from_pretrained(where, **shared)
-        find_for(config)
-        processor = AutoProcessor.from_pretrained(where, **shared)
+        if not known:
+            find_for(config)
+        processor = open_processor(where, config, **shared)
         model, report = AutoModelForImageTextToText.from_pretrained(
             where, use_safetensors=True, output_loading_info=True, **kwargs
         )
-    except UnknownFamily:
+    except (UnknownFamily, CannotLoad):
         raise
-    except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
-        reason = str(error).strip().split("\n")[0]
+    except _BROKEN as error:
+        reason = str(error).strip().split("\n")[0] or type(error).__name__
         raise CannotLoad(
             f"can't load {where!r}: {reason} (the embedded models are {', '.join(ZOO)}; otherwise give a "
             f"folder that save_pretrained wrote, or a hub id)"
@@ -95,6 +122,44 @@ def _open(x: Any, kwargs: dict[str, Any]) -> tuple[nn.Module, Any]:
             f"{where!r} lacks {len(missing)} weights, first {missing[0]!r}: they would be random numbers"
         )
     return model, processor
+
+
+def _check_place(where: str) -> None:
+    """A folder of a model, or what may be a hub id."""
+    if _exists(where):
+        if not (Path(where) / "config.json").is_file():
+            own = (Path(where) / "params.json").is_file()
+            raise CannotLoad(
+                f"{where!r} is no folder of a saved model: it holds no config.json"
+                + (
+                    " but Mistral's own params.json; take a checkpoint in transformers' format, such as "
+                    "'mistral-community/pixtral-12b'"
+                    if own
+                    else "; give the folder that save_pretrained wrote"
+                )
+            )
+    elif where.count("/") != 1 or where.startswith((".", "/", "~")):
+        raise CannotLoad(
+            f"no model {where[:200]!r}: no such folder, and not an embedded model ({', '.join(ZOO)}); "
+            f"a hub id looks like 'llava-hf/llava-1.5-7b-hf'"
+        )
+
+
+def _check_release(where: str, shared: dict[str, Any]) -> None:
+    """Refuses a release for its authors' own code, and names one that transformers' classes read."""
+    config, _ = PreTrainedConfig.get_config_dict(where, **shared)
+    kind = config.get("model_type")
+    # The original LLaVA calls itself "llava" too, and would open with the default sizes of another model.
+    original_llava = "mm_vision_tower" in config
+    foreign = kind not in CONFIG_MAPPING and ("auto_map" in config or kind in _ORIGINALS)
+    if not original_llava and (not foreign or shared.get("trust_remote_code")):
+        return
+    like = _ORIGINALS.get(kind)
+    raise CannotLoad(
+        f"{where!r} is an original release (model_type {kind!r}), for its authors' own code; expected a "
+        f"checkpoint for transformers' own classes: take its '-hf' kind"
+        + (f", such as {like!r}" if like else f", of one of the families {', '.join(supported())}")
+    )
 
 
 def _exists(where: str) -> bool:

@@ -16,20 +16,15 @@ import pytest
 import torch
 from PIL import Image
 from tiny.merged import BUILDERS as MERGED
-from tiny.tiled import BUILDERS as TILED
+from tiny.packed import BUILDERS as PACKED
 from transformers.masking_utils import AttentionMaskInterface, eager_mask
 from transformers.modeling_utils import AttentionInterface
 
 import seeing
 from seeing.zoo import open_zoo
 
-BUILDERS: dict[str, Callable] = {"llava": functools.partial(open_zoo, "plates-null"), **TILED, **MERGED}
+BUILDERS: dict[str, Callable] = {"llava": functools.partial(open_zoo, "plates-null"), **PACKED, **MERGED}
 QUESTION = "what digit is on the red square ?"
-
-#: What a family's residual branches end with, where that is not the attention or the MLP itself.
-ATTN_NORMS = {"gemma3": "post_attention_layernorm", "gemma4": "post_attention_layernorm"}
-ATTN_NORMS |= dict.fromkeys(("glm4v", "glm4v_moe"), "post_self_attn_layernorm")
-
 
 class Twin:
     """The bare model: ``run`` is one pass in which every attention is computed, kept and edited by hand."""

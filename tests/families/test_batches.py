@@ -1,10 +1,12 @@
 """Batches, several pictures, decoding with a KV cache, and low precision, in every family."""
 
+import copy
+
 import pytest
 import torch
-from seeing.names import Name
 
 import seeing
+from seeing.names import Name
 
 
 def close(found, expected, tolerance=2e-5):
@@ -46,7 +48,7 @@ def test_answers_of_a_batch_are_those_of_its_prompts(case, rows):
     answers = case.vlm.answer(case.vlm.prompts(rows), max_new_tokens=3)
     for (image, question), answer in zip(rows, answers):
         alone = case.vlm.answer(case.vlm.prompt(image, question), max_new_tokens=3)
-        assert answer.tokens.tolist() == alone.tokens.tolist()
+        assert answer.ids.tolist() == alone.ids.tolist()
 
 
 def test_two_pictures_in_one_prompt_each_have_their_grid(case, picture):
@@ -88,8 +90,6 @@ def test_rows_of_decoded_tokens_are_those_of_the_whole_sequence(case):
 
 
 def test_the_proof_holds_in_bfloat16(case):
-    import copy
-
     model = copy.deepcopy(case.twin.model).to(torch.bfloat16)
     model.set_attn_implementation("sdpa")
     vlm = seeing.load((model, case.processor))

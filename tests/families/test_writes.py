@@ -9,7 +9,7 @@ MASKED = -1e30
 
 #: What a family's branches end with, where that is not the attention itself.
 ENDS = {"gemma3": "post_attention_layernorm", "gemma4": "post_attention_layernorm"}
-ENDS |= dict.fromkeys(("glm4v", "glm4v_moe"), "post_self_attn_layernorm")
+ENDS |= {"glm4v": "post_self_attn_layernorm"}
 
 
 def close(found, expected):

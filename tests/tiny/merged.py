@@ -33,7 +33,7 @@ from transformers.models.pixtral.image_processing_pil_pixtral import PixtralImag
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 from transformers.processing_utils import ProcessorMixin
 
-from tiny.parts import chat_template, generation_config, sharpen, tokenizer
+from tiny.parts import chat_template, generation_config, offset_norms, sharpen, tokenizer
 
 TEXT = dict(
     hidden_size=32,
@@ -89,7 +89,7 @@ def gemma3():
         eoi_token_index=ids["<end_of_image>"],
         **special(tokens),
     )
-    model = made(Gemma3ForConditionalGeneration(config), tokens)
+    model = offset_norms(made(Gemma3ForConditionalGeneration(config), tokens))
     settings = Gemma3ImageProcessorPil(size=dict(height=56, width=56))
     return model, Gemma3Processor(
         settings, tokens, chat_template=chat_template("<start_of_image>"), image_seq_length=16
@@ -166,7 +166,7 @@ def paligemma():
     settings = SiglipImageProcessorPil(size=dict(height=56, width=56))
     settings.image_seq_length = 16
     processor = PaliGemmaProcessor(settings, tokens)
-    return made(PaliGemmaForConditionalGeneration(config), tokens), processor
+    return offset_norms(made(PaliGemmaForConditionalGeneration(config), tokens)), processor
 
 
 def pixtral_processor(tokens: Any, merge: int) -> Any:

@@ -32,7 +32,7 @@ from transformers.models.qwen2_vl.processing_qwen2_vl import Qwen2VLProcessor
 from transformers.models.qwen3_vl.processing_qwen3_vl import Qwen3VLProcessor
 from transformers.processing_utils import ProcessorMixin
 
-from tiny.parts import chat_template, generation_config, sharpen, tokenizer
+from tiny.parts import chat_template, generation_config, offset_norms, sharpen, tokenizer
 
 PATCH, MERGE = 7, 2
 SIDE = PATCH * MERGE
@@ -141,13 +141,24 @@ LINEAR = dict(
 FLAT = dict(hidden_size=32, intermediate_size=48, num_position_embeddings=64)
 
 
+def calm(made: tuple[torch.nn.Module, Any]) -> tuple[torch.nn.Module, Any]:
+    """Linear attention multiplies rounding up where its weights are large."""
+    model, processor = made
+    offset_norms(model)
+    with torch.no_grad():
+        for name, weight in model.get_decoder().named_parameters():
+            if "linear_attn" in name and weight.ndim > 1:
+                weight.mul_(0.5)
+    return model, processor
+
+
 def qwen3_5():
-    return qwen(Qwen3_5Config, Qwen3_5ForConditionalGeneration, Qwen3VLProcessor, LINEAR, FLAT)
+    return calm(qwen(Qwen3_5Config, Qwen3_5ForConditionalGeneration, Qwen3VLProcessor, LINEAR, FLAT))
 
 
 def qwen3_5_moe():
     text = LINEAR | EXPERTS | dict(shared_expert_intermediate_size=24)
-    return qwen(Qwen3_5MoeConfig, Qwen3_5MoeForConditionalGeneration, Qwen3VLProcessor, text, FLAT)
+    return calm(qwen(Qwen3_5MoeConfig, Qwen3_5MoeForConditionalGeneration, Qwen3VLProcessor, text, FLAT))
 
 
 def glm(config_class: type, model_class: type, text: dict):
