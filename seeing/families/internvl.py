@@ -1,14 +1,15 @@
-"""InternVL: a grid of square tiles whose aspect is nearest the picture's, then the whole picture.
+"""InternVL: the picture in square tiles, and after them the picture as a whole.
 
-Geometry. The picture is squashed to rows × cols tiles, of the grids with ``min_patches`` to ``max_patches``
-tiles the one nearest in aspect. Tiles come row by row, and the whole picture squashed into one tile comes
-last; a picture of one tile is that tile alone. Pixel shuffle merges 1/``downsample_ratio`` patches a side
-into a token, in reading order.
+Geometry. Of all canvases of ``min_patches`` to ``max_patches`` tiles the one whose aspect is nearest to
+the picture's is taken, and the picture squashed to it. Tiles follow row by row; where there are several,
+the picture squashed to one tile comes last. The tower cuts a tile into patches, 1 / ``downsample_ratio``
+squared of them are one token (pixel shuffle), in reading order.
 
-Traps. The processor's class turns ``crop_to_patches`` on, whatever its image processor says. The number of
-tiles jumps with the aspect, and of grids of the same aspect the size of the picture decides. The tower
-starts with a CLS token, which the strategy "default" drops ahead of the pixel shuffle; its layers are
-``encoder.layer``, and each scales its branches by ``lambda_1`` and ``lambda_2``.
+Traps. The canvas depends on the aspect first, and on the size only between canvases of the same aspect,
+so that a small change of size may change the number of tokens by a multiple. The tower has a CLS token,
+which is dropped before the projector: patterns of the tower have one row and one column more than
+patches, at the front. Branches of the tower's layers are scaled (``lambda_1``, ``lambda_2``). The
+processor asks for tiles even where the image processor's own setting says not to.
 """
 
 from __future__ import annotations
@@ -17,70 +18,64 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from seeing.families.family import Family, FamilyContractError, Stack
-from seeing.families.stacks import raster_tower
-from seeing.families.tiles import (
-    check_side,
-    closest_aspect,
-    n_tiles,
-    setting,
-    square,
-    text_stack,
-    tiled_grid,
-)
+from seeing.families.family import Family, Stack
+from seeing.families.stacks import decoder_stack, raster_tower
+from seeing.families.tiles import Tile, n_tiles, one_number, side_of, tiled_grid
 from seeing.grid import VisualGrid
 
 
 class InternVL(Family):
-    """`InternVLForConditionalGeneration`."""
+    """`InternVLForConditionalGeneration` with InternVL's own tower, and any decoder spelled as Llama's."""
 
     name = "internvl"
     model_types = frozenset({"internvl"})
 
     def text(self, model: nn.Module) -> Stack:
-        return text_stack(model)
+        return decoder_stack(model.get_decoder())
 
     def vision(self, model: nn.Module) -> Stack:
         tower = model.get_encoder(modality="image")
-        if tower.config.model_type != "internvl_vision":
-            raise FamilyContractError(
-                f"{self.name}: the vision tower is {tower.config.model_type!r}, this family reads 'internvl_vision'"
-            )
-        layers = tuple(tower.encoder.layer)
-        return raster_tower(tower, layers=layers, attn="attention", out="projection_layer")
+        return raster_tower(
+            tower, layers=tuple(tower.encoder.layer), attn="attention", out="projection_layer"
+        )
 
     def projector(self, model: nn.Module) -> nn.Module:
         return model.model.multi_modal_projector
 
     def n_tokens(self, model: nn.Module, processor: Any, image_size: tuple[int, int]) -> int:
-        n = self._tokens(model)
-        return n_tiles(self._tiles(model, processor, image_size)) * n * n
+        tile = self._tile(model, processor)
+        return n_tiles(nearest_canvas(self.name, processor, image_size)) * tile.tokens
 
     def grid(
         self, model: nn.Module, processor: Any, image_size: tuple[int, int], positions: Tensor
     ) -> VisualGrid:
-        tiles, side = self._tiles(model, processor, image_size), self._side(model)
-        covered = side // self._patch(model) * self._patch(model)
-        return tiled_grid(image_size, tiles, side, covered, self._tokens(model), positions)
+        canvas = nearest_canvas(self.name, processor, image_size)
+        return tiled_grid(image_size, self._tile(model, processor), canvas, positions)
 
-    def _tiles(self, model: nn.Module, processor: Any, image_size: tuple[int, int]) -> tuple[int, int]:
-        """(rows, cols) of tiles."""
-        side = self._side(model)
-        check_side(self.name, processor.image_processor.size["height"], side)
-        most = setting(processor, "max_patches")
-        if not setting(processor, "crop_to_patches") or most <= 1:
-            return 1, 1
-        return self._canvas(image_size, side, setting(processor, "min_patches"), most)
+    def _tile(self, model: nn.Module, processor: Any) -> Tile:
+        side = side_of(self.name, processor.image_processor.size)
+        patch = one_number(model.config.vision_config.patch_size)
+        tile = Tile(side, patch, int(1 / model.config.downsample_ratio))
+        return tile.check(self.name, processor.image_seq_length)
 
-    def _canvas(self, image_size: tuple[int, int], side: int, least: int, most: int) -> tuple[int, int]:
-        return closest_aspect(image_size, side, least, most)
 
-    def _side(self, model: nn.Module) -> int:
-        return square(model.config.vision_config.image_size, "image_size")
+def nearest_canvas(name: str, processor: Any, image_size: tuple[int, int]) -> tuple[int, int]:
+    """(columns, rows) of tiles of the canvas whose aspect is nearest to the picture's.
 
-    def _patch(self, model: nn.Module) -> int:
-        return square(model.config.vision_config.patch_size, "patch_size")
-
-    def _tokens(self, model: nn.Module) -> int:
-        """Tokens a side of a tile."""
-        return int(self._side(model) // self._patch(model) * model.config.downsample_ratio)
+    Of canvases alike the largest is taken of which the picture, unscaled, fills more than half.
+    """
+    settings = processor.image_processor
+    asked = getattr(processor, "images_kwargs", {})
+    if not asked.get("crop_to_patches", settings.crop_to_patches):
+        return 1, 1
+    fewest, most = settings.min_patches, settings.max_patches
+    counts = range(1, most + 1)
+    canvases = [(cols, rows) for cols in counts for rows in counts if fewest <= cols * rows <= most]
+    (width, height), side = image_size, side_of(name, settings.size)
+    best, difference = (1, 1), float("inf")
+    for cols, rows in sorted(canvases, key=lambda canvas: canvas[0] * canvas[1]):
+        found = abs(width / height - cols / rows)
+        fills = width * height > 0.5 * side * side * cols * rows
+        if found < difference or (found == difference and fills):
+            best, difference = (cols, rows), found
+    return best
