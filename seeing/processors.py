@@ -8,12 +8,14 @@ so that what it saves is an ordinary checkpoint.
 Traps. ``from_pretrained`` reads the parameters off the code of ``__init__`` and hands the parts over by
 place, so the signature has to stay, with None for a part that is left out. ``PixtralProcessor`` needs one
 function of a module that imports torchvision; the module's PIL twin has the same function.
-``SmolVLMProcessor`` refuses to be made without ``num2words``, which only its videos need.
+``SmolVLMProcessor`` refuses to be made without ``num2words``, which only its videos need, and asks its video
+part whenever a chat template is applied.
 """
 
 from __future__ import annotations
 
 import functools
+import inspect
 import json
 import sys
 from importlib import import_module
@@ -91,6 +93,9 @@ def images_only(base: type[ProcessorMixin]) -> type[ProcessorMixin]:
             init.__defaults__,
             init.__closure__,
         )
+    if "video_processor" in inspect.unwrap(base.apply_chat_template).__code__.co_names:
+        # SmolVLM's asks the video part how many frames, also of a conversation without a video.
+        body["apply_chat_template"] = ProcessorMixin.apply_chat_template
     return type(base.__name__, (base, ImagesOnly), body)
 
 
