@@ -107,6 +107,27 @@ def ask(
     typer.echo(f"first token: {first}", err=True)
 
 
+@app.command(epilog="Example: [bold]seeing models gemma3[/bold]")
+def models(
+    family: Annotated[str | None, typer.Argument(help="One family: its geometry and its traps.")] = None,
+) -> None:
+    """List the families of models that are read, or describe one."""
+    from seeing.families.table import rows
+
+    found = rows()
+    if family is not None:
+        named = [row for row in found if family in (row.name, *row.model_types)]
+        if not named:
+            raise UserError(f"no family {family!r}; there are {', '.join(row.name for row in found)}")
+        typer.echo("\n\n".join(row.about for row in named))
+        return
+    table = Table("family", "model_type", "what", "image tokens are", "tower", "inputs that must be there")
+    for row in found:
+        needs = ", ".join(row.needs) or "–"
+        table.add_row(row.name, "\n".join(row.model_types), row.what, row.places, row.tower, needs)
+    Console(width=None if sys.stdout.isatty() else 160).print(table)
+
+
 def main() -> None:
     """The entry point: runs the command, and turns a user's mistake into one line and exit code 2."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

@@ -212,7 +212,7 @@ def mistral3():
 def pixtral():
     tokens = tokenizer({"image_token": "[IMG]"}, ["[IMG_BREAK]", "[IMG_END]"])
     config = LlavaConfig(
-        text_config=MistralConfig(vocab_size=len(tokens), **TEXT, **special(tokens), sliding_window=20),
+        text_config=MistralConfig(vocab_size=len(tokens), **TEXT, **special(tokens), sliding_window=64),
         vision_config=PixtralVisionConfig(**PIXTRAL | dict(patch_size=14)),
         image_token_index=tokens.image_token_id,
         vision_feature_layer=-1,

@@ -1,0 +1,82 @@
+"""Probes, methods' building blocks and the KV cache under edits, in every family."""
+
+import pytest
+import torch
+
+from seeing import edits as E
+from seeing import probes
+from seeing.data.samples import EvidenceSample
+
+
+@pytest.fixture(scope="module")
+def samples(picture):
+    return [
+        EvidenceSample("a", picture(76, 52), "what digit is on the red square ?", ("1",), ((20, 12, 50, 40),)),
+        EvidenceSample("b", picture(50, 90, 1), "what digit is on the red square ?", ("2",), ((5, 40, 40, 80),)),
+    ]
+
+
+def test_evidence_keeps_every_layer_with_nan_where_nothing_can_be_read(case, samples):
+    found = probes.evidence(case.vlm, samples)
+    assert found.n == 2
+    assert found.auroc.shape == (case.vlm.cfg.n_layers, case.vlm.cfg.n_heads)
+    kernels = case.vlm.sites.kernels["text"]
+    for layer in range(case.vlm.cfg.n_layers):
+        reads = layer in kernels and (kernels[layer].cross or not any(k.cross for k in kernels.values()))
+        assert found.auroc[layer].isnan().all() != reads
+    shown = found.auroc[~found.auroc.isnan()]
+    assert ((shown >= 0) & (shown <= 1)).all()
+    assert set(probes.profile(case.vlm, samples, top=0.3).layers) <= set(kernels)
+
+
+def test_allocation_shares_add_up_to_one(case, picture):
+    prompt = case.vlm.prompt(picture(), "what digit is on the red square ?", boxes=[(20, 12, 50, 40)])
+    found = probes.allocation(case.vlm, prompt)
+    total = sum(found.of(name) for name in ("image", "question", "template"))
+    for layer in range(case.vlm.cfg.n_layers):
+        if layer in case.vlm.sites.kernels["text"]:
+            torch.testing.assert_close(total[:, layer], torch.ones_like(total[:, layer]))
+        else:
+            assert total[:, layer].isnan().all()
+    parts = found.of("evidence") + found.of("non-evidence")
+    if case.vlm.family.cross_grid(case.model, case.processor, (76, 52), 0) is None:
+        image = found.of("image")
+        torch.testing.assert_close(parts[~parts.isnan()], image[~image.isnan()], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("edit", ["boost", "heads", "steer"])
+def test_edits_hold_while_tokens_are_decoded(case, edit):
+    """Greedy decoding with edits and a KV cache, against plain forwards over the growing text."""
+    layer = list(case.vlm.sites.kernels["text"])[-1]
+    value = {
+        "boost": E.ScaleAttention(keys="image", gain=6.0, layers=[layer]),
+        "heads": E.AblateHeads({layer: [0, 2]}),
+        "steer": E.Steer(f"text.{layer}.resid_post", torch.linspace(-1, 1, case.vlm.cfg.d_model), 1.0, "all"),
+    }[edit]
+    prompt = case.prompt()
+    edited = case.vlm.with_edits(value)
+    settings = dict(max_new_tokens=3, min_new_tokens=3, do_sample=False)
+    settings |= dict(output_logits=True, return_dict_in_generate=True)
+    with torch.no_grad(), edited.generate(prompt, **settings) as tracer:
+        cached = tracer.result.save()
+    with torch.no_grad(), case.vlm.generate(prompt, **settings) as tracer:
+        plain = tracer.result.save()
+    first = edited.cache(prompt, "logits")["logits"][:, -1]
+    torch.testing.assert_close(cached.logits[0], first, rtol=0, atol=2e-5 * float(first.abs().max()))
+    assert (cached.logits[0] - plain.logits[0]).abs().max() > 1e-4
+    assert (cached.logits[2] - plain.logits[2]).abs().max() > 1e-4
+
+
+def test_several_prompts_in_one_trace_are_one_padded_batch(case, picture):
+    one = case.prompt()
+    two = case.vlm.prompt(picture(50, 90, 1), "what digit is on the blue circle on the red square ?")
+    layer = list(case.vlm.sites.kernels["text"])[-1]
+    kept = []
+    with torch.no_grad(), case.vlm.trace() as tracer:
+        for prompt in (one, two):
+            with tracer.invoke(prompt):
+                kept.append(case.vlm.text[layer].resid_post[:, -1].clone())
+    for prompt, found in zip((one, two), kept):
+        name = f"text.{layer}.resid_post"
+        expected = case.vlm.cache(prompt, name)[name][:, -1]
+        torch.testing.assert_close(found, expected, rtol=0, atol=2e-5 * max(1.0, float(expected.abs().max())))
