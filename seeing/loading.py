@@ -148,6 +148,8 @@ def _check_place(where: str) -> None:
 def _check_release(where: str, shared: dict[str, Any]) -> None:
     """Refuses a release for its authors' own code, and names one that transformers' classes read."""
     config, _ = PreTrainedConfig.get_config_dict(where, **shared)
+    if not isinstance(config, dict):
+        raise ValueError(f"its config.json holds a {type(config).__name__}, expected an object of settings")
     kind = config.get("model_type")
     # The original LLaVA calls itself "llava" too, and would open with the default sizes of another model.
     original_llava = "mm_vision_tower" in config

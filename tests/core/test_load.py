@@ -10,11 +10,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import (
+    BitsAndBytesConfig,
     LlamaConfig,
     LlamaForCausalLM,
-    PaliGemmaConfig,
-    PaliGemmaForConditionalGeneration,
+    VipLlavaConfig,
+    VipLlavaForConditionalGeneration,
 )
+from transformers.utils import is_bitsandbytes_available
 
 import seeing
 from seeing.data.plates import plates
@@ -49,10 +51,11 @@ def text_model():
 @pytest.fixture(scope="module")
 def other_family():
     sizes = dict(hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2)
-    return PaliGemmaForConditionalGeneration(
-        PaliGemmaConfig(
-            vision_config=dict(model_type="siglip_vision_model", image_size=28, patch_size=14, **sizes),
-            text_config=dict(model_type="gemma", vocab_size=60, num_key_value_heads=1, head_dim=8, **sizes),
+    return VipLlavaForConditionalGeneration(
+        VipLlavaConfig(
+            vision_config=dict(model_type="clip_vision_model", image_size=28, patch_size=14, **sizes),
+            text_config=dict(model_type="llama", vocab_size=60, **sizes),
+            vision_feature_layers=[-1],
             image_token_index=59,
         )
     )
@@ -110,6 +113,27 @@ def test_the_embedded_models_answer_and_stop(name):
 def test_an_embedded_model_in_another_dtype():
     vlm = seeing.load("plates-tiny", dtype=torch.bfloat16)
     assert {weight.dtype for weight in vlm._module.parameters()} == {torch.bfloat16}
+
+
+# -- the family --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["llava", "generic"])
+def test_a_family_can_be_asked_for_by_name(tiny, saved, prompt, name):
+    for given in (saved(), tiny().pair(), "plates-tiny"):
+        assert seeing.load(given, family=name, check=given == "plates-tiny").family.name == name
+
+
+def test_the_family_asked_for_reads_a_model_that_no_family_reads(other_family, tiny):
+    """Without the proof: the pair's processor is another model's."""
+    assert (
+        seeing.load((other_family, tiny().processor), check=False, family="generic").family.name == "generic"
+    )
+
+
+def test_a_family_that_is_not_there_is_refused_before_anything_is_opened(tmp_path):
+    with pytest.raises(UnknownFamily, match=r"no family is called 'lava'.*llava"):
+        seeing.load(tmp_path / "gone", family="lava")
 
 
 # -- what is not there -------------------------------------------------------------------------------
@@ -172,7 +196,7 @@ def test_a_pair_takes_no_keywords(tiny):
 def test_a_text_only_model_is_no_family_s(tiny, text_model, tmp_path):
     text_model.save_pretrained(tmp_path)
     for given in (tmp_path, (text_model, tiny().processor)):
-        with pytest.raises(UnknownFamily, match=r"'llama'.*supported: llava"):
+        with pytest.raises(UnknownFamily, match=r"'llama'.*supported: .*llava"):
             seeing.load(given)
 
 
@@ -180,7 +204,7 @@ def test_a_family_that_is_not_read_is_refused_with_those_that_are(tiny, other_fa
     """From its config: there are no weights in the folder, so none were read."""
     other_family.config.save_pretrained(tmp_path)
     for given in (tmp_path, (other_family, tiny().processor)):
-        with pytest.raises(UnknownFamily, match=r"'paligemma' \(PaliGemma.*supported: llava"):
+        with pytest.raises(UnknownFamily, match=r"'vipllava' \(VipLlava.*supported: .*llava"):
             seeing.load(given)
 
 
@@ -188,6 +212,65 @@ def test_a_kind_that_transformers_does_not_know(saved):
     folder = saved()
     (folder / "config.json").write_text('{"model_type": "nonsense"}')
     assert "nonsense" in refusal(folder)
+
+
+# -- original releases -------------------------------------------------------------------------------
+
+CODE = {"AutoConfig": "configuration.Config", "AutoModelForCausalLM": "modeling.Model"}
+
+
+@pytest.mark.parametrize(
+    ("config", "instead"),
+    [
+        (dict(model_type="internvl_chat", auto_map=CODE), "OpenGVLab/InternVL3_5-8B-HF"),
+        (dict(model_type="llava_llama", mm_vision_tower="clip"), "llava-hf/llava-1.5-7b-hf"),
+        (dict(model_type="llava", mm_vision_tower="clip", hidden_size=64), "llava-hf/llava-1.5-7b-hf"),
+        (dict(model_type="llava_mistral"), "llava-hf/llava-v1.6-mistral-7b-hf"),
+        (dict(model_type="llava_qwen"), "llava-hf/llava-onevision-qwen2-7b-ov-hf"),
+        (dict(model_type="qwen", auto_map=CODE, visual={}), "Qwen/Qwen2-VL-7B-Instruct"),
+        (dict(model_type="minicpmv", auto_map=CODE), "of one of the families"),
+        (dict(auto_map=CODE), "of one of the families"),
+    ],
+    ids=lambda value: value.get("model_type", "none") if isinstance(value, dict) else "",
+)
+@pytest.mark.parametrize("family", [None, "generic"])
+def test_an_original_release_is_refused_with_a_checkpoint_to_take(tmp_path, config, instead, family):
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    # Whoever runs it notices.
+    for name in ("configuration", "modeling"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('remote code was run')")
+    text = refusal(tmp_path, family=family)
+    assert "'-hf'" in text
+    assert instead in text
+    assert repr(config.get("model_type")) in text
+
+
+def test_the_code_of_a_release_is_run_only_when_that_is_asked_for(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(dict(model_type="mine", auto_map=CODE)))
+    (tmp_path / "configuration.py").write_text("raise OSError('remote code was run')")
+    assert "remote code was run" not in refusal(tmp_path)
+    assert "remote code was run" not in refusal(tmp_path, trust_remote_code=False)
+    assert "remote code was run" in refusal(tmp_path, trust_remote_code=True)
+
+
+def test_a_folder_in_mistral_s_own_format(tmp_path):
+    (tmp_path / "params.json").write_text("{}")
+    text = refusal(tmp_path)
+    assert "holds no config.json" in text
+    assert "mistral-community/pixtral-12b" in text
+
+
+# -- options of from_pretrained ----------------------------------------------------------------------
+
+
+@pytest.mark.skipif(is_bitsandbytes_available(), reason="bitsandbytes is installed")
+def test_quantization_without_its_package_is_refused_with_the_package(saved):
+    text = refusal(saved(), quantization_config=BitsAndBytesConfig(load_in_4bit=True))
+    assert "bitsandbytes" in text
+
+
+def test_an_option_that_from_pretrained_does_not_know(saved):
+    assert "'dtyp'" in refusal(saved(), dtyp="float16")
 
 
 # -- broken folders ----------------------------------------------------------------------------------
@@ -228,6 +311,24 @@ def no_processor(folder):
         (folder / name).unlink()
 
 
+def spoil_processor(folder):
+    (folder / "processor_config.json").write_text("{")
+
+
+def another_kind_of_processor(folder):
+    (folder / "processor_config.json").write_text("[]")
+
+
+def no_image_processor(folder):
+    settings = json.loads((folder / "processor_config.json").read_text())
+    del settings["image_processor"]
+    (folder / "processor_config.json").write_text(json.dumps(settings))
+
+
+def config_of_another_shape(folder):
+    (folder / "config.json").write_text('["llava"]')
+
+
 @pytest.mark.parametrize(
     ("spoil", "says"),
     [
@@ -238,6 +339,10 @@ def no_processor(folder):
         (lacking_a_layer, "lacks 13 weights, first 'model.language_model.layers.1."),
         (of_another_size, "mismatch"),
         (no_processor, "processor"),
+        (spoil_processor, "processor_config.json"),
+        (another_kind_of_processor, "processor_config.json"),
+        (no_image_processor, "image processor"),
+        (config_of_another_shape, "config.json"),
     ],
 )
 def test_a_broken_folder_is_refused_with_the_reason(saved, spoil, says):
