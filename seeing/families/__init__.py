@@ -9,25 +9,37 @@ from typing import Any
 
 from torch import nn
 
+from seeing.families.aya_vision import AyaVision, Cohere2Vision
 from seeing.families.family import Family, FamilyContractError, Stack, UnknownFamily
 from seeing.families.gemma3 import Gemma3
 from seeing.families.gemma4 import Gemma4
 from seeing.families.generic import Generic
 from seeing.families.glm4v import Glm4V
+from seeing.families.idefics3 import Idefics3
+from seeing.families.internvl import InternVL
 from seeing.families.llava import Llava
+from seeing.families.llava_next import LlavaNext, LlavaOnevision
 from seeing.families.mistral3 import Mistral3, Pixtral
+from seeing.families.mllama import Mllama
 from seeing.families.paligemma import PaliGemma
 from seeing.families.qwen_vl import QwenVL
 
 FAMILIES: tuple[Family, ...] = (
     Llava(),
+    LlavaNext(),
+    LlavaOnevision(),
     QwenVL(),
     Gemma3(),
     Gemma4(),
+    InternVL(),
     PaliGemma(),
+    Idefics3(),
     Mistral3(),
     Pixtral(),
     Glm4V(),
+    AyaVision(),
+    Cohere2Vision(),
+    Mllama(),
 )
 
 #: What `load(…, family="generic")` tries.

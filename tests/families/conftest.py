@@ -17,13 +17,15 @@ import torch
 from PIL import Image
 from tiny.merged import BUILDERS as MERGED
 from tiny.packed import BUILDERS as PACKED
+from tiny.tiled import BUILDERS as TILED
+from tiny.tiles_last import BUILDERS as TILES_LAST
 from transformers.masking_utils import AttentionMaskInterface, eager_mask
 from transformers.modeling_utils import AttentionInterface
 
 import seeing
 from seeing.zoo import open_zoo
 
-BUILDERS: dict[str, Callable] = {"llava": functools.partial(open_zoo, "plates-null"), **PACKED, **MERGED}
+BUILDERS: dict[str, Callable] = {"llava": functools.partial(open_zoo, "plates-null"), **TILED, **TILES_LAST, **PACKED, **MERGED}
 QUESTION = "what digit is on the red square ?"
 
 class Twin:
