@@ -1,14 +1,14 @@
-"""Idefics 3 and SmolVLM: a grid of square tiles, then the whole picture as one more.
+"""Idefics 3 and SmolVLM: the picture in square tiles, and after them the picture as a whole.
 
-Geometry. The longest edge is scaled to ``size`` with the aspect kept, then both sides are rounded up to
-whole tiles and the picture is squashed to that. Tiles come row by row, the whole picture squashed into
-one tile comes last; where one tile is enough, it is the only one. A tile's patches are merged
-scale_factor × scale_factor into a token, in reading order.
+Geometry. The longer side is scaled to ``size["longest_edge"]``, then both sides are squashed to the next
+multiples of ``max_image_size["longest_edge"]``, a tile's side. Tiles follow row by row, and last comes the
+picture squashed to one tile (the "global" image); alone, where one tile holds all or ``do_image_splitting``
+is off. ``scale_factor`` squared patches are one token (pixel shuffle), in reading order.
 
-Traps. The picture is enlarged where it is small, so that the number of tiles depends on its aspect alone.
-Between the tiles are words (``<row_1_col_1>``, line ends): the image tokens of a picture are not
-contiguous. A batch pads each row's tiles with black ones, which the model drops ahead of the tower.
-The tower's last norm lies between its last layer and the connector.
+Traps. A small picture is scaled up first, so it has as many tiles as a large one of its aspect. Words such
+as ``<row_1_col_1>`` and line breaks stand between the tiles and are no image tokens. The connector reads the
+tower's final norm. A tile of nothing but zeros is taken for padding of the batch and left out by the model;
+no picture makes one while values are normalised by a mean of one half.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from seeing.families.family import Family, Stack
-from seeing.families.stacks import raster_tower
-from seeing.families.tiles import check_side, n_tiles, square, text_stack, tiled_grid
+from seeing.families.family import Family, FamilyContractError, Stack
+from seeing.families.stacks import decoder_stack, raster_tower
+from seeing.families.tiles import Tile, n_tiles, tiled_grid
 from seeing.grid import VisualGrid
 
-#: No picture is scaled beyond this side, whatever ``size`` says: a constant of the image processor.
-LARGEST = 4096
+#: No side is scaled beyond this many pixels, whatever the image processor's settings say.
+LONGEST = 4096
 
 
 class Idefics3(Family):
@@ -35,7 +35,7 @@ class Idefics3(Family):
     pixels = ("pixel_values", "pixel_attention_mask")
 
     def text(self, model: nn.Module) -> Stack:
-        return text_stack(model)
+        return decoder_stack(model.get_decoder())
 
     def vision(self, model: nn.Module) -> Stack:
         return raster_tower(model.get_encoder(modality="image"))
@@ -44,55 +44,53 @@ class Idefics3(Family):
         return model.model.connector
 
     def n_tokens(self, model: nn.Module, processor: Any, image_size: tuple[int, int]) -> int:
-        side, _, n = self._tile(model, processor)
-        return n_tiles(tiles(processor.image_processor, side, image_size)) * n * n
+        tile = self._tile(model, processor)
+        return n_tiles(self._canvas(processor.image_processor, image_size)) * tile.tokens
 
     def grid(
         self, model: nn.Module, processor: Any, image_size: tuple[int, int], positions: Tensor
     ) -> VisualGrid:
-        side, covered, n = self._tile(model, processor)
-        found = tiles(processor.image_processor, side, image_size)
-        return tiled_grid(image_size, found, side, covered, n, positions)
+        canvas = self._canvas(processor.image_processor, image_size)
+        return tiled_grid(image_size, self._tile(model, processor), canvas, positions)
 
-    def _tile(self, model: nn.Module, processor: Any) -> tuple[int, int, int]:
-        """A tile's side in pixels, how many of them the patches cover, and tokens a side."""
-        config = model.config.vision_config
-        side, patch = square(config.image_size, "image_size"), square(config.patch_size, "patch_size")
-        check_side(self.name, processor.image_processor.max_image_size["longest_edge"], side)
-        patches = side // patch
-        return side, patches * patch, patches // model.config.scale_factor
+    def _tile(self, model: nn.Module, processor: Any) -> Tile:
+        side = processor.image_processor.max_image_size["longest_edge"]
+        tile = Tile(side, model.config.vision_config.patch_size, model.config.scale_factor)
+        return tile.check(self.name, processor.image_seq_len)
 
-
-def tiles(settings: Any, side: int, image_size: tuple[int, int]) -> tuple[int, int]:
-    """(rows, cols) of tiles, as the image processor makes them."""
-    if not settings.do_image_splitting:
-        return 1, 1
-    width, height = scaled(settings, image_size)
-    aspect = width / height
-    if width >= height:
-        width = math.ceil(width / side) * side
-        height = int(width / aspect)
-    else:
-        height = math.ceil(height / side) * side
-        width = int(height * aspect)
-    return math.ceil(height / side), math.ceil(width / side)
-
-
-def scaled(settings: Any, image_size: tuple[int, int]) -> tuple[int, int]:
-    """(width, height) after the first resize, which keeps the aspect but for rounding."""
-    width, height = image_size
-    if not settings.do_resize:
-        return width, height
-    longest = settings.size["longest_edge"]
-    for most, even in ((longest, True), (LARGEST, False)):
-        if not even and max(width, height) <= most:
-            continue
-        aspect = width / height
+    def _canvas(self, settings: Any, image_size: tuple[int, int]) -> tuple[int, int]:
+        """(columns, rows) of tiles."""
+        if not settings.do_image_splitting:
+            return 1, 1
+        width, height = self._resized(settings, image_size)
+        side, aspect = settings.max_image_size["longest_edge"], width / height
         if width >= height:
-            width, height = most, int(most / aspect)
-            height += height % 2 if even else 0
+            cols = math.ceil(width / side)
+            return cols, math.ceil(int(cols * side / aspect) / side)
+        rows = math.ceil(height / side)
+        return math.ceil(int(rows * side * aspect) / side), rows
+
+    def _resized(self, settings: Any, image_size: tuple[int, int]) -> tuple[int, int]:
+        """(width, height) after the processor's first resize."""
+        if not settings.do_resize:
+            return image_size
+        size = {key: value for key, value in dict(settings.size).items() if value}
+        if set(size) == {"height", "width"}:
+            return size["width"], size["height"]
+        if set(size) != {"longest_edge"}:
+            raise FamilyContractError(
+                f"{self.name}: the image processor resizes to {size}; this family reads "
+                f"{{'longest_edge'}} or {{'height', 'width'}}"
+            )
+        width, height = image_size
+        aspect = width / height
+        if wide := width >= height:
+            width, height = size["longest_edge"], int(size["longest_edge"] / aspect)
         else:
-            width, height = int(most * aspect), most
-            width += width % 2 if even else 0
-        width, height = max(width, 1), max(height, 1)
-    return width, height
+            width, height = int(size["longest_edge"] * aspect), size["longest_edge"]
+        # the shorter side is made even, and never empty
+        width, height = (width, max(height + height % 2, 1)) if wide else (max(width + width % 2, 1), height)
+        aspect = width / height
+        if max(width, height) <= LONGEST:
+            return width, height
+        return (LONGEST, max(int(LONGEST / aspect), 1)) if wide else (max(int(LONGEST * aspect), 1), LONGEST)

@@ -19,7 +19,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from seeing.families.family import Family, Stack
-from seeing.families.stacks import decoder_stack, raster_tower
+from seeing.families.stacks import decoder_stack
 from seeing.families.tiles import Tile, n_tiles, one_number, side_of, tiled_grid
 from seeing.grid import VisualGrid
 
@@ -35,8 +35,17 @@ class InternVL(Family):
 
     def vision(self, model: nn.Module) -> Stack:
         tower = model.get_encoder(modality="image")
-        return raster_tower(
-            tower, layers=tuple(tower.encoder.layer), attn="attention", out="projection_layer"
+        n_heads, width = tower.config.num_attention_heads, tower.config.hidden_size
+        return Stack(
+            name="vision",
+            layers=tuple(tower.encoder.layer),
+            n_heads=n_heads,
+            n_kv_heads=n_heads,
+            d_head=width // n_heads,
+            d_model=width,
+            attn="attention",
+            out="projection_layer",
+            down="fc2",
         )
 
     def projector(self, model: nn.Module) -> nn.Module:
