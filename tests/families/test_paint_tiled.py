@@ -156,6 +156,26 @@ def test_paint(name, size, corners):
     check(name, grid, moved, region)
 
 
+@pytest.mark.parametrize(("name", "size"), [*zip(FAMILIES, [(84, 28), (120, 30), (84, 28)])])
+def test_a_picture_that_fits_its_canvas_is_known_to_the_pixel(name, size):
+    """Nothing is resized, so nothing leaks: pixels between the patches of two tiles are in no token."""
+    picture, grid = noise(size), grid_of(name, size)
+    assert grid.view.size == size
+    tiles = torch.tensor([kind == "tile" for kind in grid.kind])
+    plain, unseen = features_of(name, [picture]), 0
+    for x in range(12, 66):
+        moved = (features_of(name, [painted(picture, (x, 9, x + 1, 10))]) - plain).abs().amax(1) > 1e-5
+        assert torch.equal(moved[tiles], grid.labels([(x, 9, x + 1, 10)])[tiles])
+        unseen += not moved[tiles].any()
+    assert unseen == (4 if name == "llava_onevision" else 0)
+
+
+@pytest.mark.parametrize("size", [LANDSCAPE, PORTRAIT, LONG, HIGH, SMALL, THIN, LINE, *TILES])
+def test_tiles_of_mllama_are_those_that_its_processor_fills(size):
+    used = inputs_of("mllama", [noise(size)])["aspect_ratio_mask"]
+    assert int(used.sum()) == len(grid_of("mllama", size).levels)
+
+
 @pytest.mark.parametrize("name", FAMILIES)
 def test_two_pictures_of_a_row(name):
     """The features of a row are those of its pictures one by one, and each has its own places."""
