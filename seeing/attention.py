@@ -143,9 +143,7 @@ class AttentionCall:
         chunks = torch.arange(self.n_queries, device=self.q.device).split(size)
         if len(chunks) == 1 or (torch.is_grad_enabled() and self.q.requires_grad):
             return torch.cat([rows_of(rows) for rows in chunks], dim=2)
-        whole = self.q.new_empty(
-            (*self.q.shape[:2], self.n_queries, self.n_keys), dtype=torch.float32
-        )
+        whole = self.q.new_empty((*self.q.shape[:2], self.n_queries, self.n_keys), dtype=torch.float32)
         for rows in chunks:
             whole[:, :, rows[0] : rows[-1] + 1] = rows_of(rows)
         return whole

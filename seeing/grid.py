@@ -245,6 +245,20 @@ class VisualGrid:
             raise ValueError(f"expected one level for {which!r}, found {len(found)} in {self}: give an index")
         return found[0]
 
+    @property
+    def overview(self) -> int:
+        """The index of the level that sees the most of the picture: the thumbnail, where there are tiles."""
+
+        def seen(level: Level) -> float:
+            boxes = self.boxes.numpy()[level.tokens].reshape(-1, 4)
+            sides = boxes[:, 2:] - boxes[:, :2]
+            return float(np.nansum(sides[:, 0] * sides[:, 1]))
+
+        areas = [seen(level) for level in self.levels]
+        # Of equal ones the coarser: one window of it is a larger part of the picture.
+        best = [i for i, area in enumerate(areas) if area >= max(areas) - 1e-6 * max(areas)]
+        return min(best, key=lambda i: self.levels[i].rows * self.levels[i].cols)
+
     def _named(self, names: str | Sequence[str] | None) -> tuple[Level, ...]:
         known = {level.name for level in self.levels}
         wanted = {names} if isinstance(names, str) else known if names is None else set(names)

@@ -6,6 +6,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import nn
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForImageTextToText, PreTrainedConfig
@@ -37,6 +38,8 @@ _BROKEN = (
     ImportError,
     RuntimeError,
     SafetensorError,
+    StrictDataclassError,
+    AssertionError,  # torch, of a device that it was not built for
     AttributeError,
     KeyError,
     TypeError,
@@ -82,7 +85,7 @@ def _open(x: Any, kwargs: dict[str, Any], known: bool) -> tuple[nn.Module, Any]:
             raise CannotLoad(
                 f"a pair is (model, processor), got ({', '.join(type(one).__name__ for one in x)})"
             )
-        if not (hasattr(x[1], "tokenizer") and hasattr(x[1], "image_processor")):
+        if not _is_processor(x[1]):
             raise CannotLoad(
                 f"the processor of a pair holds a tokenizer and an image_processor (a LlavaProcessor, say), "
                 f"got {type(x[1]).__name__}"
@@ -106,6 +109,12 @@ def _open(x: Any, kwargs: dict[str, Any], known: bool) -> tuple[nn.Module, Any]:
         if not known:
             find_for(config)
         processor = open_processor(where, config, **shared)
+        if not _is_processor(processor):
+            raise CannotLoad(
+                f"{where!r} gives no processor for text and pictures: it opened as "
+                f"{type(processor).__name__}, expected a tokenizer and an image_processor in one; "
+                f"open the two and load (model, processor)"
+            )
         model, report = AutoModelForImageTextToText.from_pretrained(
             where, use_safetensors=True, output_loading_info=True, **kwargs
         )
@@ -162,6 +171,10 @@ def _check_release(where: str, shared: dict[str, Any]) -> None:
         f"checkpoint for transformers' own classes: take its '-hf' kind"
         + (f", such as {like!r}" if like else f", of one of the families {', '.join(supported())}")
     )
+
+
+def _is_processor(processor: Any) -> bool:
+    return hasattr(processor, "tokenizer") and hasattr(processor, "image_processor")
 
 
 def _exists(where: str) -> bool:

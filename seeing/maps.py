@@ -270,15 +270,18 @@ def random_window(
     return Window(int(row), int(col), *size)
 
 
-def window_tokens(grid: VisualGrid, window: Window, level: int | str = 0) -> Bool[Tensor, " token"]:
-    """The window's tokens as a mask over the grid's tokens; grid.positions[mask] is where they stand."""
-    tokens = grid.level(level).tokens
+def window_tokens(grid: VisualGrid, window: Window, level: int | str | None = None) -> Bool[Tensor, " token"]:
+    """The window's tokens as a mask over the grid's tokens; grid.positions[mask] is where they stand.
+
+    ``level`` is the one that the window counts in, by default the grid's overview.
+    """
+    tokens = grid.level(grid.overview if level is None else level).tokens
     mask = torch.zeros(len(grid), dtype=torch.bool)
     mask[torch.from_numpy(tokens[window.mask(tokens.shape)])] = True
     return mask
 
 
-def window_box(grid: VisualGrid, window: Window, level: int | str = 0) -> Box:
+def window_box(grid: VisualGrid, window: Window, level: int | str | None = None) -> Box:
     """The window's xyxy box in pixels of the original image. ValueError when it sees only padding."""
     boxes = grid.boxes[window_tokens(grid, window, level) & grid.placed]
     if not len(boxes):
@@ -288,7 +291,7 @@ def window_box(grid: VisualGrid, window: Window, level: int | str = 0) -> Box:
 
 
 def window_mask_map(
-    grid: VisualGrid, window: Window, level: int | str = 0
+    grid: VisualGrid, window: Window, level: int | str | None = None
 ) -> Float[np.ndarray, "height width"]:
     """The window as an evidence map of the original image: 1 inside, 0 outside, a border pixel its share."""
     x0, y0, x1, y1 = window_box(grid, window, level)

@@ -52,7 +52,7 @@ class Order:
         return self.patches
 
     def rows(self, n: int) -> Tensor | None:
-        """The slots of the projector's ``n`` rows in the order of the image tokens, a token's rows together."""
+        """The slots of the projector's ``n`` rows in the order of the image tokens, rows of one together."""
         if not self.known or self.features is None:
             return None
         group = n // len(self.features)
@@ -89,4 +89,6 @@ class TokenOrdered(Derived):
 
     def written(self, served: Any, value: Tensor, visit: Callable[[str], Any]) -> Any:
         rows = self.order.rows(len(value))
-        return self.put(served, value if rows is None else value.index_select(0, rows.argsort().to(value.device)))
+        return self.put(
+            served, value if rows is None else value.index_select(0, rows.argsort().to(value.device))
+        )

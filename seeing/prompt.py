@@ -67,6 +67,11 @@ class Prompt:
         """Tokens in a row, padding included."""
         return self.spans.shape[1]
 
+    @property
+    def keys(self) -> Prompt:
+        """Where the image's tokens are keys: the prompt itself, or the keys of its cross-attention layers."""
+        return self if self.cross is None else self.cross
+
     def with_images(self, edit: Callable[[int, Image.Image], Image.Image]) -> Prompt:
         """The same prompt with each row's first picture replaced by ``edit(row, picture)``."""
         turns = tuple(
@@ -165,7 +170,7 @@ def _render(family: Family, processor: Any, turn: Turn, instruction: str, start:
     said = [instruction, turn.system or "", *(text for pair in turn.history for text in pair)]
     if held := next((text for text in said if placeholder in text), None):
         raise BadPrompt(
-            f"the text {held!r} holds {placeholder!r}, which stands for a picture; leave it out, the pictures "
+            f"the text {held!r} holds {placeholder!r}, which stands for a picture; leave it out, pictures "
             f"are put in front of the question"
         )
     end = start + len(turn.question)
@@ -193,7 +198,9 @@ def _unmarked(marked: str) -> tuple[str, list[tuple[int, int]]]:
 def _chat(family: Family, processor: Any, turn: Turn, history: Sequence, instruction: str) -> str:
     if getattr(processor, "chat_template", None) is None:
         if turn.system or history:
-            raise BadPrompt(f"{family.name} has no chat template: it takes no system message, no earlier turns")
+            raise BadPrompt(
+                f"{family.name} has no chat template: it takes no system message, no earlier turns"
+            )
         return family.plain(processor, len(turn.images), instruction)
     messages = [] if turn.system is None else [_message("system", turn.system)]
     for question, answer in history:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from seeing.branches import HeadMap, NotLinear, Result, branch_site, put_first, take_first
 from seeing.families import Family, FamilyContractError, Stack
@@ -114,12 +114,16 @@ class _Wiring:
         if attn is None:
             mixer = sums[0].branches[0].origin
             for site in _ATTENTION:
-                self.lacks(name(site), f"layer {layer} mixes tokens by {mixer!r}, which has no attention rows")
+                self.lacks(
+                    name(site), f"layer {layer} mixes tokens by {mixer!r}, which has no attention rows"
+                )
         else:
             self.attention(stack, layer, name, attn, sums)
         down = _dotted(mlp, stack.down) if stack.down else None
         if down is None:
-            self.lacks(name("mlp.post"), f"the MLP of layer {layer} ({type(mlp).__name__}) has no single last map")
+            self.lacks(
+                name("mlp.post"), f"the MLP of layer {layer} ({type(mlp).__name__}) has no single last map"
+            )
         else:
             down = getattr(down, "linear", down)
             self.stream(stack, name("mlp.post"), module_input, self.path(down))
@@ -130,7 +134,9 @@ class _Wiring:
     def branches(self, stack: Stack, name, sums: list[Sum], module: nn.Module) -> None:
         """The sums of a layer: attention, MLP, and what else is added to the stream."""
         if len(sums[0].branches) > 1:
-            self.lacks(name("resid_mid"), "attention and MLP read the same stream side by side (parallel block)")
+            self.lacks(
+                name("resid_mid"), "attention and MLP read the same stream side by side (parallel block)"
+            )
             parts = [(branch, sums[0].path) for branch in sums[0].branches]
         else:
             self.stream(stack, name("resid_mid"), _operation_output, sums[0].path)
@@ -160,14 +166,20 @@ class _Wiring:
                 layer, stack.name, path, attn, order=self.order, out_path=out_path, n_heads=stack.n_heads
             )
         else:
-            kernel = Kernel(layer, stack.name, path, attn, cross=attn is getattr(stack.layers[layer], "cross_attn", None))
+            kernel = Kernel(
+                layer, stack.name, path, attn, cross=attn is getattr(stack.layers[layer], "cross_attn", None)
+            )
         self.kernels[stack.name][layer] = kernel
         for place, part in enumerate(("attn.q", "attn.k", "attn.v"), start=1):
             self.add(kernel.part(name(part), place))
         for part, softmaxed in (("attn.scores", False), ("attn.pattern", True)):
             self.add(AttentionRows(name(part), kernel.source, kernel.target, kernel, softmaxed))
         if stack.packed:
-            z, source, taken = KernelZ(name("attn.z"), kernel.target, kernel.target, kernel), kernel.target, kernel.take
+            z, source, taken = (
+                KernelZ(name("attn.z"), kernel.target, kernel.target, kernel),
+                kernel.target,
+                kernel.take,
+            )
         else:
             gated = is_gated(envoy)
             z = (

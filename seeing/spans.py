@@ -166,7 +166,8 @@ def _words(
         tail = len(ids) - tokens[0]
         if tail > len(row_ids) or ids[tokens[0] :] != row_ids[-tail:].tolist():
             raise BadPrompt(
-                f"the processor changed the text behind {whole[start:end]!r:.80}; can't tell which token is what"
+                f"the processor changed the text behind {whole[start:end]!r:.80}; can't tell which "
+                f"token is what"
             )
         yield name, torch.tensor([i - len(ids) + len(row_ids) for i in tokens], dtype=torch.long)
 

@@ -115,7 +115,9 @@ def _history(turns: Any) -> tuple[tuple[str, str], ...]:
     for pair in found:
         good = isinstance(pair, (list, tuple)) and len(pair) == 2
         if not good or not all(isinstance(text, str) and text.strip() for text in pair):
-            raise BadPrompt(f"earlier turns are pairs (question, answer) of non-empty strings, got {pair!r:.200}")
+            raise BadPrompt(
+                f"earlier turns are pairs (question, answer) of non-empty strings, got {pair!r:.200}"
+            )
     return tuple((question.strip(), answer.strip()) for question, answer in found)
 
 

@@ -125,7 +125,7 @@ class VLM(TransformersModel):
 
     @property
     def W_Q(self) -> Weights:
-        """Per layer, the query heads' maps from the stream: (head, d_model, d_head), as in TransformerLens."""
+        """Per layer, the query heads' maps from the stream: (head, d_model, d_head)."""
         return weights(self.family.text(self._module), "q_proj")
 
     @property

@@ -1,4 +1,4 @@
-"""The weights of heads, under TransformerLens' names and axes: ``vlm.W_Q[layer]`` is (head, d_model, d_head)."""
+"""The weights of heads, with TransformerLens' names and axes: ``vlm.W_Q[l]`` is (head, d_model, d_head)."""
 
 from __future__ import annotations
 
@@ -38,7 +38,9 @@ class Weights(Sequence):
     def _heads(self, attn: nn.Module, module: nn.Module) -> Tensor:
         weight = module.weight
         if not weight.is_floating_point() or weight.ndim != 2:
-            raise NoWeight(f"{type(module).__name__} holds a quantized weight ({weight.dtype}); load it unquantized")
+            raise NoWeight(
+                f"{type(module).__name__} holds a quantized weight ({weight.dtype}); load it unquantized"
+            )
         if self.part == "o_proj":
             return rearrange(weight, "d_model (head d) -> head d d_model", head=self.stack.n_heads)
         d_head = attn.head_dim

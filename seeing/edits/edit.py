@@ -30,10 +30,10 @@ from torch import Tensor
 from seeing.attention import HIDDEN, AttentionCall, EditedRows, softmax
 from seeing.edits.seen import read_last
 from seeing.edits.select import BadEdit, Moment, Selector
+from seeing.kernels import Kernel
 from seeing.names import Name
 from seeing.prompt import Prompt
 from seeing.sites import Site
-from seeing.kernels import Kernel
 from seeing.vlm import VLM
 
 #: When an edit acts: in the prompt pass, at every decoded token, or both.

@@ -56,6 +56,11 @@ class Seen(Selector):
                 raise BadEdit(f"{self!r} is used before layers {missing} were read")
             prompt = at.need_prompt("seen(…)")
             rows = mean_rows(at.readings, self.heads)
+            if rows.shape[1] != prompt.length:
+                raise BadEdit(
+                    f"{self!r} reads layers over {rows.shape[1]} keys and is used where there are "
+                    f"{prompt.length}: cross-attention layers and the others have keys of their own"
+                )
             at.readings[self] = seen_mask(prompt, rows, self.window, self.denoise)
         return at.widened(at.readings[self])
 
@@ -112,4 +117,4 @@ def seen_window(
     """The window of tokens with the largest sum of scores, cleaned of spikes; never on padding."""
     values = scores.double().cpu().numpy()
     values = denoise_tokens(values, grid) if clean else values
-    return best_window(grid.as_grid(values, unplaced=float("-inf")), size)
+    return best_window(grid.as_grid(values, grid.overview, unplaced=float("-inf")), size)

@@ -153,8 +153,8 @@ class Span(Selector):
         place = torch.arange(at.n_seen, device=at.device).expand(at.batch, -1)
         if at.crosses is not None and self.name in ("last", "answer", "question", "template", "text"):
             raise BadEdit(
-                f"layer {at.crosses} attends to the image's keys only, {self.name!r} is none of them; leave the "
-                f"cross-attention layers out with layers=…"
+                f"layer {at.crosses} attends to the image's keys only, {self.name!r} is none of them; leave "
+                f"the cross-attention layers out with layers=…"
             )
         if self.name == "last":
             return place == at.n_seen - 1

@@ -1,8 +1,8 @@
 """Gemma 4: pictures at their own aspect ratio, patches pooled k×k into one token.
 
 Geometry. Both sides are rounded down to multiples of patch × pool within a budget of patches; the picture is
-squashed to that, and k×k patches are averaged into one token, in reading order. The tower's rows are padded to
-the budget.
+squashed to that, and k×k patches are averaged into one token, in reading order. The tower's rows are
+padded to the budget.
 
 Traps. Norms sit on the output of both branches of a text layer; a third branch adds the per-layer inputs
 (``ple_out``), and the sum is multiplied by ``layer_scalar``. Layers of full attention have wider heads than

@@ -46,7 +46,9 @@ class Generic(Family):
 
     def n_tokens(self, model: nn.Module, processor: Any, image_size: tuple[int, int]) -> int:
         blank = Image.new("RGB", image_size)
-        ids = processor(text=[self.placeholder(processor)], images=[[blank]], return_tensors="pt")["input_ids"]
+        ids = processor(text=[self.placeholder(processor)], images=[[blank]], return_tensors="pt")[
+            "input_ids"
+        ]
         return int((ids == self.image_token_id(model)).sum())
 
     def grid(
@@ -81,7 +83,9 @@ def _stack(name: str, root: nn.Module, config: Any, norm: nn.Module | None = Non
             down=_first(getattr(module[0], mlp), _DOWN),
             norm=norm,
         )
-    raise FamilyContractError(f"generic: no list of layers with {' or '.join(_ATTENTION)} in {type(root).__name__}")
+    raise FamilyContractError(
+        f"generic: no list of layers with {' or '.join(_ATTENTION)} in {type(root).__name__}"
+    )
 
 
 def _first(module: nn.Module, names: tuple[str, ...]) -> str | None:

@@ -4,10 +4,10 @@ Geometry. The picture is shrunk to fit the longest edge where it is larger; both
 multiples of patch × merge, and it is squashed to that. One token is merge × merge patches (Pixtral: one),
 in reading order.
 
-Traps. ``[IMG_BREAK]`` after every row and ``[IMG_END]`` at the end are words, not image tokens: the image tokens
-of a picture are not contiguous. Pixtral is a LLaVA by its ``model_type``; the tower's type tells. The tower runs
-all pictures as one sequence under a mask of blocks. The image processor cuts pictures padded to one size, so
-``image_sizes`` must be there.
+Traps. ``[IMG_BREAK]`` after every row and ``[IMG_END]`` at the end are words, not image tokens: the image
+tokens of a picture are not contiguous. Pixtral is a LLaVA by its ``model_type``; the tower's type tells. The
+tower runs all pictures as one sequence under a mask of blocks. The image processor pads pictures to one
+size, so ``image_sizes`` must be there.
 """
 
 from __future__ import annotations

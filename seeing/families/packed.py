@@ -82,7 +82,9 @@ class Packed(Family):
         merge = model.config.vision_config.spatial_merge_size
         slots, start = [], 0
         for frames, rows, cols in inputs["image_grid_thw"].tolist():
-            grouped = torch.arange(frames * rows * cols).view(frames, rows // merge, cols // merge, merge, merge)
+            grouped = torch.arange(frames * rows * cols).view(
+                frames, rows // merge, cols // merge, merge, merge
+            )
             slots.append(start + grouped.transpose(2, 3).flatten())
             start += frames * rows * cols
         return torch.cat(slots)

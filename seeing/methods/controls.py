@@ -75,7 +75,7 @@ class RandomHighlight(Method):
 def random_windows(prompt: Prompt, size: tuple[int, int], seed: int) -> list[Window]:
     """One window a row, drawn from the picture and the seed, so that it does not depend on the batch."""
     return [
-        random_window(_rng(seed, turn), (grid.level(0).rows, grid.level(0).cols), size)
+        random_window(_rng(seed, turn), grid.level(grid.overview).tokens.shape, size)
         for grid, turn in zip(grids_of(prompt), prompt.turns)
     ]
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from seeing.edits import Edits, Highlight
 from seeing.edits.edit import Edit
 from seeing.edits.seen import seen_window
+from seeing.edits.select import BadEdit
 from seeing.grid import VisualGrid
 from seeing.maps import Window, window_mask_map
 from seeing.prompt import Prompt
@@ -60,8 +61,9 @@ class Edited(Method):
 
 
 def grids_of(prompt: Prompt) -> list[VisualGrid]:
-    """The grid of each row's first picture."""
-    return [prompt.grids[prompt.grid_rows.index(row)] for row in range(len(prompt))]
+    """The grid of each row's first picture, over the keys that its tokens are."""
+    keys = prompt.keys
+    return [keys.grids[keys.grid_rows.index(row)] for row in range(len(prompt))]
 
 
 def token_maps(prompt: Prompt, rows: Float[Tensor, "batch key"]) -> list[Float[np.ndarray, " token"]]:
@@ -83,6 +85,8 @@ def highlight_windows(prompt: Prompt, windows: list[Window], alpha: float) -> Hi
 
 def positions_mask(prompt: Prompt, tokens: list[Bool[Tensor, " token"]]) -> Bool[Tensor, "batch pos"]:
     """Masks over each row's image tokens, as one mask over the positions of the prompt."""
+    if prompt.cross is not None:
+        raise BadEdit("tokens of a picture have no positions in the sequence of a model with cross-attention")
     mask = torch.zeros(len(prompt), prompt.length, dtype=torch.bool)
     for row, (grid, chosen) in enumerate(zip(grids_of(prompt), tokens)):
         mask[row, grid.positions[chosen]] = True

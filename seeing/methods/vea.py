@@ -14,6 +14,7 @@ from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor
+from transformers import Cache
 
 from seeing.edits import Highlight, Positions, ScaleAttention, seen
 from seeing.edits.seen import mean_rows, seen_mask
@@ -60,7 +61,7 @@ class Vea(Method):
     def maps(self, vlm: VLM, prompt: Prompt) -> list:
         """The evidence map of each row, (height, width) of its original picture, in [0, 1]."""
         reading = read_rows(vlm, prompt, layers=self.layers)
-        rows = reading.rows[:, :, :, -1].mean((1, 2))
+        rows = reading.over_images[:, :, :, -1].mean((1, 2))
         return [
             evidence_map(scores, grid, denoise=self.denoise, sigma=self.sigma, boundary=self.boundary)
             for grid, scores in zip(grids_of(prompt), token_maps(prompt, rows))
@@ -138,14 +139,30 @@ class SecondLook(Method):
         return ScaleAttention(keys=Positions.of_mask(mask), gain=self.gain, layers=self.layers)
 
     def answer(self, vlm: VLM, prompt: Prompt) -> Answers:
+        if prompt.cross is not None:
+            raise BadEdit(
+                "a second look drops the last token from the KV cache, and with it an image key from the "
+                "cache of cross-attention layers; boost in one pass instead"
+            )
         names = [f"text.{layer}.attn.pattern" for layer in sorted(self.heads)]
         first = vlm.prefill(prompt, names, queries=[-2, -1])
         rows = {layer: first.activations[name] for layer, name in zip(sorted(self.heads), names)}
         _refuse_unless_causal(rows)
         last = {layer: row[:, :, -1] for layer, row in rows.items()}
         boost = self.boost(prompt, mean_rows(last, self.heads.items()))
-        first.past_key_values.crop(-1)
+        _drop_last(first.past_key_values)
         return vlm.with_edits(boost).answer(prompt, past_key_values=first.past_key_values)
+
+
+def _drop_last(cache: Cache) -> None:
+    """Take the last token out of a KV cache. Raises `BadEdit` for a cache that can't give it up."""
+    try:
+        cache.crop(-1)
+    except RuntimeError as error:
+        raise BadEdit(
+            f"a second look drops the last token from the KV cache, and this model's can't: its sliding or "
+            f"linear layers keep no past ({error}); boost in one pass instead"
+        ) from error
 
 
 def _refuse_unless_causal(rows: dict[int, Float[Tensor, "batch head 2 key"]]) -> None:
@@ -163,5 +180,5 @@ def own_rows(vlm: VLM, prompt: Prompt, heads: HeadTable) -> Float[Tensor, "batch
     """The last token's rows, mean over ``heads``."""
     layers = sorted(heads)
     reading = read_rows(vlm, prompt, layers=layers)
-    rows = {layer: reading.rows[:, place, :, -1] for place, layer in enumerate(layers)}
+    rows = {layer: reading.over_images[:, place, :, -1] for place, layer in enumerate(layers)}
     return mean_rows(rows, heads.items())

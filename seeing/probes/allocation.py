@@ -68,7 +68,7 @@ def allocate(reading: Reading) -> Allocation:
     if reading.cross is not None:
         keys = segments_of(reading.prompt.cross)
         present = reading.prompt.cross.spans.mask("image")
-        for name, mask in masks.items():
+        for name in masks:
             across = _shares(reading.cross, keys.get(name, torch.zeros_like(present)), present)
             is_cross = ~across[0].isnan()
             parts[name] = tuple(torch.where(is_cross, a, b) for a, b in zip(across, parts[name]))

@@ -117,9 +117,7 @@ class EvidenceSums:
         turn = reading.prompt.turns[row]
         if not turn.boxes:
             return "no evidence boxes"
-        # Where an image's tokens are keys of cross-attention layers, the one token of the sequence sees it all.
-        across = reading.cross is not None
-        prompt, rows = (reading.prompt.cross, reading.cross) if across else (reading.prompt, reading.rows)
+        prompt, rows = reading.prompt.keys, reading.over_images
         grid = prompt.grids[prompt.grid_rows.index(row)]
         labels = grid.labels(turn.boxes)
         seen, labels = grid.placed, labels[grid.placed]

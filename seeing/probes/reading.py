@@ -31,7 +31,12 @@ class Reading:
 
     prompt: Prompt
     rows: Float[Tensor, "batch layer head query key"]
-    cross: Float[Tensor, "batch layer head query key"] | None = None
+    cross: Float[Tensor, "batch layer head query image_key"] | None = None
+
+    @property
+    def over_images(self) -> Float[Tensor, "batch layer head query image_key"]:
+        """The rows whose keys ``prompt.keys`` describes: those that see the image's tokens one by one."""
+        return self.rows if self.cross is None else self.cross
 
 
 def read_rows(

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float
+from torch import Tensor
 
 from seeing.data.samples import EvidenceSample
 from seeing.edits.seen import mean_rows
@@ -128,23 +129,33 @@ def look(reading: Reading, heads: HeadTable, window: tuple[int, int] = (2, 2)) -
     prompt = reading.prompt
     shares = allocate(reading)
     rapt = shares.rapt_by_layer().numpy()
-    rows = mean_rows({layer: reading.rows[:, layer, :, -1] for layer in heads}, heads.items())
+    rows = mean_rows({layer: reading.over_images[:, layer, :, -1] for layer in heads}, heads.items())
     windows = own_windows(prompt, rows, window)
-    evidence = prompt.evidence()
+    evidence = prompt.keys.evidence()
     found = []
     for row, (grid, region) in enumerate(zip(grids_of(prompt), windows)):
         labels = evidence[row, grid.positions]
-        scores = reading.rows[row, :, :, -1].mean(1)[:, grid.positions]
+        scores = reading.over_images[row, :, :, -1].mean(1)[:, grid.positions]
         share = labels[window_tokens(grid, region)].float().mean()
         found.append(
             Looked(
-                auroc=auroc(scores, labels).numpy(),
+                auroc=_by_layer(scores[:, grid.placed], labels[grid.placed]),
                 rapt={segment: rapt[row, place] for place, segment in enumerate(shares.segments)},
                 heat=rows[row, grid.positions].numpy(),
                 region=region,
                 seen=bool(share >= ON_EVIDENCE),
             )
         )
+    return found
+
+
+def _by_layer(
+    scores: Float[Tensor, "layer token"], labels: Bool[Tensor, " token"]
+) -> Float[np.ndarray, " layer"]:
+    """AUROC of each layer over the tokens that have a place; NaN where a layer has no attention."""
+    read = ~scores.isnan().any(1)
+    found = np.full(len(scores), np.nan)
+    found[read] = auroc(scores[read], labels).numpy()
     return found
 
 

@@ -269,6 +269,11 @@ def test_quantization_without_its_package_is_refused_with_the_package(saved):
     assert "bitsandbytes" in text
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_device_that_is_not_there(saved):
+    assert "CUDA" in refusal(saved(), device_map="cuda")
+
+
 def test_an_option_that_from_pretrained_does_not_know(saved):
     assert "'dtyp'" in refusal(saved(), dtyp="float16")
 
@@ -282,6 +287,12 @@ def spoil_config(folder):
 
 def empty_config(folder):
     (folder / "config.json").write_text("{}")
+
+
+def config_with_a_word_for_a_number(folder):
+    config = json.loads((folder / "config.json").read_text())
+    config["text_config"]["hidden_size"] = "wide"
+    (folder / "config.json").write_text(json.dumps(config))
 
 
 def cut_weights(folder):
@@ -334,6 +345,7 @@ def config_of_another_shape(folder):
     [
         (spoil_config, "not a valid JSON"),
         (empty_config, "model_type"),
+        (config_with_a_word_for_a_number, "hidden_size"),
         (cut_weights, "deserializing"),
         (no_weights, "model.safetensors"),
         (lacking_a_layer, "lacks 13 weights, first 'model.language_model.layers.1."),

@@ -186,6 +186,21 @@ def test_a_checkpoint_from_another_machine(name, saved, machine):
     assert same(encoded(there.open()), encoded(there.processor))
 
 
+def test_a_hub_id_opens_from_the_cache(saved, tmp_path):
+    """Some of the files that are looked for were never there."""
+    snapshot = tmp_path / "models--someone--something" / "snapshots" / ("0" * 40)
+    for folder in (snapshot, tmp_path / "models--someone--something" / "refs"):
+        folder.mkdir(parents=True)
+    (tmp_path / "models--someone--something" / "refs" / "main").write_text(snapshot.name)
+    there = saved("qwen2_vl")
+    there.model.save_pretrained(there.folder)
+    for path in there.folder.iterdir():
+        if path.is_file():
+            path.rename(snapshot / path.name)
+    vlm = seeing.load("someone/something", cache_dir=str(tmp_path), local_files_only=True, check=False)
+    assert same(encoded(vlm.processor), encoded(there.processor))
+
+
 # -- with torchvision --------------------------------------------------------------------------------
 
 
@@ -276,6 +291,17 @@ def test_a_family_that_needs_torchvision_says_so(saved, name):
     there = saved(name)
     with pytest.raises(CannotLoad, match="torchvision"):
         seeing.load(there.folder)
+
+
+def test_a_checkpoint_without_a_processor_is_refused_by_what_opened(saved):
+    there = saved("llava")
+    without_names(there)
+    there.write(
+        "config.json",
+        there.read("config.json") | {"model_type": "fast_vlm", "vision_feature_select_strategy": "full"},
+    )
+    with pytest.raises(CannotLoad, match=r"no processor for text and pictures: it opened as \w*Tokeniz"):
+        seeing.load(there.folder, family="generic")
 
 
 @pytest.mark.parametrize(

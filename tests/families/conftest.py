@@ -25,8 +25,15 @@ from transformers.modeling_utils import AttentionInterface
 import seeing
 from seeing.zoo import open_zoo
 
-BUILDERS: dict[str, Callable] = {"llava": functools.partial(open_zoo, "plates-null"), **TILED, **TILES_LAST, **PACKED, **MERGED}
+BUILDERS: dict[str, Callable] = {
+    "llava": functools.partial(open_zoo, "plates-null"),
+    **TILED,
+    **TILES_LAST,
+    **PACKED,
+    **MERGED,
+}
 QUESTION = "what digit is on the red square ?"
+
 
 class Twin:
     """The bare model: ``run`` is one pass in which every attention is computed, kept and edited by hand."""

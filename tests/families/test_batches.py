@@ -68,9 +68,10 @@ def test_rows_of_decoded_tokens_are_those_of_the_whole_sequence(case):
     prompt = case.prompt()
     layer = list(case.vlm.sites.kernels["text"])[-1]
     kept, n = [], 0
-    with torch.no_grad(), case.vlm.generate(
-        prompt, max_new_tokens=3, min_new_tokens=3, do_sample=False
-    ) as tracer:
+    with (
+        torch.no_grad(),
+        case.vlm.generate(prompt, max_new_tokens=3, min_new_tokens=3, do_sample=False) as tracer,
+    ):
         for _ in tracer.iter[:3]:
             kept.append(case.vlm.text[layer].attn.pattern[:, :, -1].clone())
         result = tracer.result.save()

@@ -6,13 +6,31 @@ import torch
 from seeing import edits as E
 from seeing import probes
 from seeing.data.samples import EvidenceSample
+from seeing.methods import SecondLook
+from seeing.methods.vea import own_rows
+
+#: Where a cache can't give its last token up, or an earlier token sees the last.
+REFUSES = (
+    "aya_vision",
+    "cohere2_vision",
+    "gemma3",
+    "gemma4",
+    "mllama",
+    "paligemma",
+    "qwen3_5",
+    "qwen3_5_moe",
+)
 
 
 @pytest.fixture(scope="module")
 def samples(picture):
     return [
-        EvidenceSample("a", picture(76, 52), "what digit is on the red square ?", ("1",), ((20, 12, 50, 40),)),
-        EvidenceSample("b", picture(50, 90, 1), "what digit is on the red square ?", ("2",), ((5, 40, 40, 80),)),
+        EvidenceSample(
+            "a", picture(76, 52), "what digit is on the red square ?", ("1",), ((20, 12, 50, 40),)
+        ),
+        EvidenceSample(
+            "b", picture(50, 90, 1), "what digit is on the red square ?", ("2",), ((5, 40, 40, 80),)
+        ),
     ]
 
 
@@ -49,11 +67,11 @@ def test_edits_hold_while_tokens_are_decoded(case, edit):
     """Greedy decoding with edits and a KV cache, against plain forwards over the growing text."""
     layer = list(case.vlm.sites.kernels["text"])[-1]
     value = {
-        "boost": E.ScaleAttention(keys="image", gain=6.0, layers=[layer]),
+        "boost": E.ScaleAttention(keys="evidence", gain=6.0, layers=[layer]),
         "heads": E.AblateHeads({layer: [0, 2]}),
         "steer": E.Steer(f"text.{layer}.resid_post", torch.linspace(-1, 1, case.vlm.cfg.d_model), 1.0, "all"),
     }[edit]
-    prompt = case.prompt()
+    prompt = case.prompt(boxes=[(20, 12, 50, 40)])
     edited = case.vlm.with_edits(value)
     settings = dict(max_new_tokens=3, min_new_tokens=3, do_sample=False)
     settings |= dict(output_logits=True, return_dict_in_generate=True)
@@ -80,3 +98,25 @@ def test_several_prompts_in_one_trace_are_one_padded_batch(case, picture):
         name = f"text.{layer}.resid_post"
         expected = case.vlm.cache(prompt, name)[name][:, -1]
         torch.testing.assert_close(found, expected, rtol=0, atol=2e-5 * max(1.0, float(expected.abs().max())))
+
+
+def test_a_second_look_is_a_whole_second_pass_or_refused(case, picture):
+    """Boost of the last row on the kept cache, against the same boost in a pass from the start."""
+    layer = next(iter(case.vlm.sites.kernels["text"]))
+    method = SecondLook({layer: [0, 1]}, gain=4.0)
+    prompt = case.vlm.prompts(
+        [
+            (picture(76, 52), "what digit is on the red square ?"),
+            (picture(50, 90, 1), "what is on the blue circle ?"),
+        ]
+    )
+    if case.name in REFUSES:
+        with pytest.raises(E.BadEdit, match=r"can't|lets an earlier|image key"):
+            method.answer(case.vlm, prompt)
+        return
+    found = method.answer(case.vlm, prompt)
+    boost = method.boost(prompt, own_rows(case.vlm, prompt, method.heads))
+    expected = case.vlm.with_edits(boost).answer(prompt)
+    for one, other in zip(found, expected):
+        assert one.ids.tolist() == other.ids.tolist()
+        torch.testing.assert_close(one.token_logprobs, other.token_logprobs, rtol=1e-4, atol=1e-4)

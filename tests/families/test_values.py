@@ -70,7 +70,10 @@ def test_the_residual_stream_is_what_goes_in_and_out_of_the_layers(case, values,
     for layer in range(len(case.layers)):
         close(values[f"text.{layer}.resid_pre"], kept[layer, "in"], f"{layer} in")
         close(values[f"text.{layer}.resid_post"], kept[layer, "out"], f"{layer} out")
-        part = {site: values.get(f"text.{layer}.{site}") for site in ("attn_out", "resid_mid", "mlp_out", "ple_out")}
+        part = {
+            site: values.get(f"text.{layer}.{site}")
+            for site in ("attn_out", "resid_mid", "mlp_out", "ple_out")
+        }
         total = kept[layer, "in"] + part["attn_out"]
         if part["resid_mid"] is not None:
             close(part["resid_mid"], total, f"{layer} mid")

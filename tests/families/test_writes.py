@@ -80,7 +80,9 @@ def test_a_write_to_the_stream_moves_branch_and_skip(case, prompt, plain, layer,
     else:
         end = getattr(module, ENDS[case.name]) if case.name in ENDS else case.attention(layer)
         hooks = [(module, "in", keep), (end, "out", at_branch)]
-    moves(written(case, prompt, f"text.{layer}.{site}", bend), case.twin.run(prompt.inputs, hooks=hooks), plain)
+    moves(
+        written(case, prompt, f"text.{layer}.{site}", bend), case.twin.run(prompt.inputs, hooks=hooks), plain
+    )
 
 
 @pytest.mark.parametrize("part", ["q", "k", "v", "scores", "pattern"])

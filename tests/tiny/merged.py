@@ -98,7 +98,12 @@ def gemma3():
 
 def gemma4():
     tokens = tokenizer(
-        {"image_token": "<|image|>", "boi_token": "<|image>", "eoi_token": "<image|>", "audio_token": "<|audio|>"},
+        {
+            "image_token": "<|image|>",
+            "boi_token": "<|image>",
+            "eoi_token": "<image|>",
+            "audio_token": "<|audio|>",
+        },
         ["<|video|>", "<|audio>", "<audio|>"],
     )
     ids = tokens.get_vocab()
@@ -150,7 +155,9 @@ def gemma4():
         self.boa_token, self.eoa_token = "<|audio>", "<audio|>"
         ProcessorMixin.__init__(self, image_processor, tokenizer, chat_template=chat_template)
 
-    kind = type("Gemma4Processor", (Gemma4Processor,), {"__init__": init, "__module__": Gemma4Processor.__module__})
+    kind = type(
+        "Gemma4Processor", (Gemma4Processor,), {"__init__": init, "__module__": Gemma4Processor.__module__}
+    )
     return model, kind(settings, tokens, chat_template=chat_template("<|image|>"))
 
 

@@ -34,7 +34,8 @@ def chat_template(placeholder: str) -> str:
     return (
         "{{ bos_token }}{% for message in messages %}{{ message['role'] | upper }}: "
         "{% for item in message['content'] %}{% if item['type'] == 'image' %}" + placeholder + "{% else %}"
-        "{{ item['text'] }}{% endif %}{% endfor %} {% endfor %}{% if add_generation_prompt %}ASSISTANT:{% endif %}"
+        "{{ item['text'] }}{% endif %}{% endfor %} {% endfor %}"
+        "{% if add_generation_prompt %}ASSISTANT:{% endif %}"
     )
 
 
