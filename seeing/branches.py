@@ -79,7 +79,7 @@ class HeadMap:
                 raise NotLinear(f"{type(link.module).__name__} behind the attention is no RMS norm")
 
     def weight(self) -> Tensor:
-        """The output projection's weight in floating point. Raises ValueError for one that stays quantized."""
+        """The output projection's weight in floating point. Raises ValueError for one that can't be."""
         weight = self.out.weight
         if weight.is_floating_point() and weight.ndim == 2 and weight.shape[0] == self.out.out_features:
             return weight

@@ -18,7 +18,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 from greenlet import GreenletExit
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from nnsight import TransformersModel
 from nnsight.intervention.interleaver import Mediator
 from torch import Tensor, nn
@@ -30,9 +30,10 @@ from seeing.data.images import ImageLike
 from seeing.data.samples import EvidenceSample
 from seeing.families import Family
 from seeing.grid import Boxes
-from seeing.names import Name, expand
+from seeing.names import expand
 from seeing.prompt import BadPrompt, Prompt, Template, Turn, build
-from seeing.queries import Queries, positions
+from seeing.queries import Queries
+from seeing.readout import Readout, names_below
 from seeing.views import OutsideTrace, StackView, View, bound
 from seeing.weights import Weights, weights
 
@@ -226,11 +227,14 @@ class VLM(TransformersModel):
         Raises `UnknownName` for a name that the model lacks.
         """
         _need_prompt(prompt)
-        wanted = expand(names, self._names_below(stop_at_layer), self.sites.absent)
-        rows = self._rows_of(prompt, wanted, queries)
+        reachable = names_below(self.names(), self.cfg.n_layers, stop_at_layer)
+        wanted = expand(names, reachable, self.sites.absent)
+        readout = Readout(
+            self.sites, prompt, wanted, queries, self.device, device=device, dtype=dtype, grad=grad
+        )
         values: dict[str, Tensor] = {}
         with torch.set_grad_enabled(grad), self.trace(prompt) as tracer:
-            self._read(values, rows, device, dtype, grad)
+            readout.run(values)
             tracer.stop()
         return values
 
@@ -238,68 +242,16 @@ class VLM(TransformersModel):
         """Read names in a prompt pass that keeps its keys and values, to go on from."""
         _need_prompt(prompt)
         wanted = expand(names, self.names(), self.sites.absent)
-        rows = self._rows_of(prompt, wanted, queries)
+        readout = Readout(self.sites, prompt, wanted, queries, self.device)
         values: dict[str, Any] = {}
         # By generate, though it decodes nothing more: whatever the family, left-padded rows then have the
         # positions that decoding goes on from.
         settings = dict(max_new_tokens=1, **_GREEDY)
         with torch.no_grad(), self.generate(prompt, **settings) as tracer:
-            self._read(values, rows, None, None)
+            readout.run(values)
             values["result"] = tracer.result
         result = values.pop("result")
         return Prefill(values, result.past_key_values, result.logits[0])
-
-    def _names_below(self, stop: int | None) -> list[str]:
-        if stop is None:
-            return self.names()
-        if not -self.cfg.n_layers < stop <= self.cfg.n_layers:
-            raise ValueError(f"stop_at_layer={stop}: the text stack has {self.cfg.n_layers} layers")
-        first_out = Name("resid_pre", "text", stop % self.cfg.n_layers or self.cfg.n_layers)
-        return [name for name in self.names() if Name.parse(name) < first_out]
-
-    def _read(self, values, rows, device, dtype, grad: bool = False) -> None:
-        for name, chosen in rows.items():
-            if name in values:
-                continue
-            site = self.sites[name]
-            if grad:
-                values.update(self._on_the_path(name, chosen, rows, device, dtype))
-                continue
-            value = site.rows(chosen) if Name.parse(name).has_rows else site.read()
-            # A copy: what is served is live, and a later edit or in-place sum would change it.
-            values[name] = value.to(device=device, dtype=dtype, copy=True)
-
-    def _on_the_path(self, name: str, chosen: Any, wanted: Iterable[str], device, dtype) -> dict[str, Tensor]:
-        """A value that the run goes on from, so that what follows can be differentiated by it."""
-        site = self.sites[name]
-        if Name.parse(name).has_rows:
-            stem = name.rsplit(".", 1)[0]
-            both = dict(zip((f"{stem}.scores", f"{stem}.pattern"), site.threaded(chosen)))
-            found = {one: value for one, value in both.items() if one in wanted}
-        else:
-            found = {name: site.threaded()}
-        return {one: value.to(device=device, dtype=dtype) for one, value in found.items()}
-
-    def _rows_of(self, prompt: Prompt, names: Sequence[str], queries: Queries) -> dict[str, Any]:
-        """Each name, and the rows to read of it where it has any."""
-        rows = self.rows(prompt, queries)
-        tower = [name for name in names if Name.parse(name).has_rows and name.startswith("vision.")]
-        if tower and isinstance(queries, str) and queries not in ("all", "last"):
-            raise BadPrompt(
-                f"{queries!r} names positions of the text, the rows of {tower[0]!r} are the tower's own "
-                f"tokens; read them with queries='all', 'last' or positions, apart from the text's"
-            )
-        # How many tokens the tower has is known when it runs.
-        own = functools.partial(positions, queries, device=self.device)
-        return {name: own if name in tower else rows for name in names}
-
-    def rows(
-        self, prompt: Prompt, queries: Queries
-    ) -> Int[Tensor, " rows"] | Int[Tensor, "batch rows"] | None:
-        """``queries`` as positions: None for all, one set for the batch, or one an item."""
-        if isinstance(queries, str) and queries not in ("all", "last"):
-            queries = prompt.spans.mask(queries)
-        return positions(queries, prompt.length, self.device)
 
     # -- answering -------------------------------------------------------------------------------
 

@@ -3,10 +3,10 @@
 Geometry. The picture is squashed to S×S; one patch is one token, in reading order.
 
 Traps. The prompt is a prefix: all of it is seen from all of it, so an edit of the last row moves earlier
-keys. Without ``token_type_ids`` the model runs causally and says nothing. There is no chat template: the text is
-the placeholders, then the instruction; the processor adds <bos> behind the pictures and a line end behind
-the text, and labels, which a forward pass should not get. Positions count from 1. Embeddings of words are
-scaled by √d_model.
+keys. Without ``token_type_ids`` the model runs causally and says nothing. There is no chat template: the
+text is the placeholders, then the instruction; the processor adds <bos> behind the pictures and a line end
+behind the text, and labels, which a forward pass should not get. Positions count from 1. Embeddings of
+words are scaled by √d_model.
 """
 
 from __future__ import annotations

@@ -101,14 +101,14 @@ def reach(name: str, grid: VisualGrid, whole: bool) -> torch.Tensor:
     """(2,): how far beyond its box, in pixels of the original, a token may look along x and y."""
     _, _, processor = parts(name)
     width, height = grid.image_size
-    steps, taps = [grid.image_size], 2.5
+    steps, taps, side = [grid.image_size], 2.5, dict(processor.image_processor.size).get("height")
     if name in ("idefics3", "smolvlm"):
         found = get_resize_output_image_size(
             np.empty((3, height, width)), processor.image_processor.size["longest_edge"]
         )
         steps, taps = [*steps, found[::-1], grid.view.size], 3.5
-    last = min(grid.view.size)
-    steps.append((last, last) if whole else grid.view.size)
+        side = processor.image_processor.max_image_size["longest_edge"]
+    steps.append((side, side) if whole else grid.view.size)
     pixels = torch.tensor([width, height]).double() / torch.tensor(steps)
     return taps * torch.maximum(pixels[1:], pixels[:-1]).sum(0)
 
