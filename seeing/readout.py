@@ -26,7 +26,7 @@ def rows_of(
 
 
 def names_below(names: Sequence[str], n_layers: int, stop: int | None) -> list[str]:
-    """The names reached by a pass that stops before text layer ``stop``; a negative one counts from the end."""
+    """The names reached by a pass that stops before text layer ``stop``; negative ones count from the end."""
     if stop is None:
         return list(names)
     if not -n_layers <= stop <= n_layers:
