@@ -23,6 +23,7 @@ from seeing.families.mistral3 import Mistral3, Pixtral
 from seeing.families.mllama import Mllama
 from seeing.families.paligemma import PaliGemma
 from seeing.families.qwen_vl import QwenVL
+from seeing.families.vipllava import VipLlava
 
 FAMILIES: tuple[Family, ...] = (
     Llava(),
@@ -40,6 +41,7 @@ FAMILIES: tuple[Family, ...] = (
     AyaVision(),
     Cohere2Vision(),
     Mllama(),
+    VipLlava(),
 )
 
 #: What `load(…, family="generic")` tries.

@@ -8,6 +8,7 @@ maps don't. Write a family for those (docs/add-a-family.md); this one is a good 
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from seeing.families.family import Family, FamilyContractError, Stack
 from seeing.grid import View, VisualGrid
 
-_ATTENTION = ("self_attn", "attn", "attention", "cross_attn")
+_ATTENTION = ("self_attn", "attn", "attention")
 _OUT = ("o_proj", "out_proj", "proj", "projection_layer", "dense")
 _MLP = ("mlp", "feed_forward", "ffn")
 _DOWN = ("down_proj", "fc2", "linear_fc2", "w2", "dense_4h_to_h")
@@ -32,11 +33,24 @@ class Generic(Family):
 
     def text(self, model: nn.Module) -> Stack:
         decoder = model.get_decoder()
-        return _stack("text", decoder, decoder.config, norm=getattr(decoder, "norm", None))
+        if any(hasattr(module, "cross_attn") for module in decoder.modules()):
+            raise FamilyContractError(
+                f"generic: {type(decoder).__name__} reads pictures by cross-attention, from keys that only a "
+                f"family of its own can count (cross_grid); see docs/add-a-family.md"
+            )
+        return _stack("text", decoder, norm=getattr(decoder, "norm", None))
 
     def vision(self, model: nn.Module) -> Stack:
         tower = model.get_encoder(modality="image")
-        return _stack("vision", tower, tower.config)
+        stack = _stack("vision", tower)
+        attn = stack.layers[0].get_submodule(stack.attn)
+        if "cu_seqlens" in inspect.signature(type(attn).forward).parameters:
+            raise FamilyContractError(
+                f"generic: {type(attn).__name__} takes the patches of all pictures packed in one row, in an "
+                f"order that only a family of its own can say (packed=True, patch_order); "
+                f"see docs/add-a-family.md"
+            )
+        return stack
 
     def projector(self, model: nn.Module) -> nn.Module:
         found = [module for name, module in model.named_modules() if name.rsplit(".", 1)[-1] in _PROJECTOR]
@@ -59,28 +73,31 @@ class Generic(Family):
         return VisualGrid(image_size, positions, nowhere, View((0.0, 0.0, width, height), image_size), ())
 
 
-def _stack(name: str, root: nn.Module, config: Any, norm: nn.Module | None = None) -> Stack:
-    """The first list of layers under ``root`` that hold attention."""
-    for module in root.modules():
-        if not (isinstance(module, nn.ModuleList) and len(module)):
+def _stack(name: str, root: nn.Module, norm: nn.Module | None = None) -> Stack:
+    """The first list of layers under ``root`` that hold attention; some of them may do without."""
+    config = root.config
+    for layers in root.modules():
+        if not isinstance(layers, nn.ModuleList):
             continue
-        attn = _first(module[0], _ATTENTION)
-        if attn is None:
+        layer = next((one for one in layers if _first(one, _ATTENTION)), None)
+        if layer is None:
             continue
-        mlp = _need(module[0], _MLP)
+        attn, mlp = _first(layer, _ATTENTION), _need(layer, _MLP)
+        kernel = getattr(layer, attn)
         n_heads = getattr(config, "num_attention_heads", None) or config.num_heads
         width = getattr(config, "hidden_size", None) or config.embed_dim
         return Stack(
             name=name,
-            layers=tuple(module),
+            layers=tuple(layers),
             n_heads=n_heads,
             n_kv_heads=getattr(config, "num_key_value_heads", None) or n_heads,
-            d_head=getattr(config, "head_dim", None) or width // n_heads,
+            # the module's own comes first: a configuration may have several
+            d_head=getattr(kernel, "head_dim", None) or width // n_heads,
             d_model=width,
             attn=attn,
-            out=_need(getattr(module[0], attn), _OUT),
+            out=_need(kernel, _OUT),
             mlp=mlp,
-            down=_first(getattr(module[0], mlp), _DOWN),
+            down=_first(getattr(layer, mlp), _DOWN),
             norm=norm,
         )
     raise FamilyContractError(

@@ -11,10 +11,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import (
     BitsAndBytesConfig,
+    Idefics2Config,
+    Idefics2ForConditionalGeneration,
     LlamaConfig,
     LlamaForCausalLM,
-    VipLlavaConfig,
-    VipLlavaForConditionalGeneration,
 )
 from transformers.utils import is_bitsandbytes_available
 
@@ -51,12 +51,19 @@ def text_model():
 @pytest.fixture(scope="module")
 def other_family():
     sizes = dict(hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2)
-    return VipLlavaForConditionalGeneration(
-        VipLlavaConfig(
-            vision_config=dict(model_type="clip_vision_model", image_size=28, patch_size=14, **sizes),
-            text_config=dict(model_type="llama", vocab_size=60, **sizes),
-            vision_feature_layers=[-1],
-            image_token_index=59,
+    return Idefics2ForConditionalGeneration(
+        Idefics2Config(
+            vision_config=dict(image_size=28, patch_size=14, **sizes),
+            perceiver_config=dict(
+                hidden_size=16,
+                resampler_n_latents=4,
+                resampler_depth=1,
+                resampler_n_heads=2,
+                resampler_head_dim=8,
+                num_key_value_heads=2,
+            ),
+            text_config=dict(model_type="mistral", vocab_size=60, num_key_value_heads=2, **sizes),
+            image_token_id=59,
         )
     )
 
@@ -204,7 +211,7 @@ def test_a_family_that_is_not_read_is_refused_with_those_that_are(tiny, other_fa
     """From its config: there are no weights in the folder, so none were read."""
     other_family.config.save_pretrained(tmp_path)
     for given in (tmp_path, (other_family, tiny().processor)):
-        with pytest.raises(UnknownFamily, match=r"'vipllava' \(VipLlava.*supported: .*llava"):
+        with pytest.raises(UnknownFamily, match=r"'idefics2'.*\(Idefics2.*supported: .*llava"):
             seeing.load(given)
 
 

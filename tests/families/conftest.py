@@ -19,6 +19,7 @@ from tiny.merged import BUILDERS as MERGED
 from tiny.packed import BUILDERS as PACKED
 from tiny.tiled import BUILDERS as TILED
 from tiny.tiles_last import BUILDERS as TILES_LAST
+from tiny.vip import BUILDERS as VIP
 from transformers.masking_utils import AttentionMaskInterface, eager_mask
 from transformers.modeling_utils import AttentionInterface
 
@@ -31,6 +32,7 @@ BUILDERS: dict[str, Callable] = {
     **TILES_LAST,
     **PACKED,
     **MERGED,
+    **VIP,
 }
 QUESTION = "what digit is on the red square ?"
 
