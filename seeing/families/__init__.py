@@ -59,8 +59,10 @@ def find_for(config: Any, owner: str | None = None) -> Family:
         if hasattr(config, "model_type") and family.speaks_for(config):
             return family
     kind = getattr(config, "model_type", None)
+    tower = getattr(getattr(config, "vision_config", None), "model_type", None)
     raise UnknownFamily(
-        f"no family reads model_type {kind!r} ({owner or type(config).__name__}); supported: "
+        f"no family reads model_type {kind!r} with a vision tower of type {tower!r} "
+        f"({owner or type(config).__name__}); supported: "
         f"{', '.join(supported())}. Another family is one file: see docs/add-a-family.md; or try "
         f"load(…, family='generic'), which resolves the modules by their kind"
     )

@@ -19,7 +19,7 @@ from transformers.models.llava.image_processing_pil_llava import LlavaImageProce
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
 import seeing
-from seeing.families import FamilyContractError
+from seeing.families import FamilyContractError, UnknownFamily
 from seeing.prompt import Turn, build
 
 QUESTION = "what digit is on the red square ?"
@@ -248,13 +248,13 @@ def test_siglip_has_no_cls_token_to_keep(tiny, picture):
 
 
 def test_another_tower_is_refused_with_those_that_are_read(tiny):
-    """Pixtral is a LLaVA by its model_type only."""
+    """A LLaVA is read by its tower, not by its model_type alone."""
     model, processor = tiny().pair()
     config = copy.deepcopy(model.config)
-    pixtral = type(config)(
+    strange = type(config)(
         text_config=config.text_config,
         vision_config=dict(
-            model_type="pixtral",
+            model_type="dinov2",
             hidden_size=16,
             intermediate_size=16,
             num_hidden_layers=1,
@@ -266,6 +266,8 @@ def test_another_tower_is_refused_with_those_that_are_read(tiny):
         vision_feature_layer=-1,
         vision_feature_select_strategy="full",
     )
-    other = LlavaForConditionalGeneration(pixtral)
-    with pytest.raises(FamilyContractError, match=r"'pixtral'.*clip_vision_model, siglip_vision_model"):
+    other = LlavaForConditionalGeneration(strange)
+    with pytest.raises(
+        UnknownFamily, match=r"'llava' with a vision tower of type 'dinov2'.*supported: .*llava"
+    ):
         seeing.load((other, processor))

@@ -17,6 +17,7 @@ REFUSES = (
     "gemma4",
     "mllama",
     "paligemma",
+    "pixtral",
     "qwen3_5",
     "qwen3_5_moe",
 )
