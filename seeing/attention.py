@@ -128,6 +128,7 @@ class AttentionCall:
         return softmax(self._scores(rows))
 
     def _scores(self, rows: Rows) -> Float[Tensor, "batch head rows key"]:
+        rows = rows.to(self.q.device)
         q = _pick(self.q, rows)
         grouped = rearrange(q.float(), "b (kv g) r d -> b kv (g r) d", kv=self.k.shape[1])
         raw = grouped @ self.k.float().transpose(-1, -2) * self.scaling
@@ -174,6 +175,7 @@ class AttentionCall:
         z = self.z(pattern).to(output.dtype)
         if rows is None:
             return z
+        rows = rows.to(output.device)
         if rows.ndim == 1:
             return output.index_copy(1, rows, z)
         index = rows[:, :, None, None].expand(*rows.shape, *z.shape[2:])

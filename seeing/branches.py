@@ -67,32 +67,14 @@ class HeadMap:
     """From z to what each head adds to the stream: the output projection, and what stands behind it."""
 
     def __init__(self, out: nn.Module, layer: nn.Module, links: Sequence[Link]):
-        out = getattr(out, "linear", out)
-        self.out, self.layer = out, layer
+        self.out, self.layer = getattr(out, "linear", out), layer
         self.links = [link for link in links if not _is_identity(link.module)]
-        if not isinstance(getattr(out, "weight", None), Tensor):
-            raise NotLinear(f"{type(out).__name__} has no weight")
+        self.weight = _readable(self.out)
         for link in self.links:
             if not link.known:
                 raise NotLinear("a step behind the attention depends on the input")
             if link.module is not None and not _is_rms(link.module):
                 raise NotLinear(f"{type(link.module).__name__} behind the attention is no RMS norm")
-
-    def weight(self) -> Tensor:
-        """The output projection's weight in floating point. Raises ValueError for one that can't be."""
-        weight = self.out.weight
-        if weight.is_floating_point() and weight.ndim == 2 and weight.shape[0] == self.out.out_features:
-            return weight
-        if hasattr(weight, "quant_state"):  # bitsandbytes, 4 bit
-            from bitsandbytes.functional import dequantize_4bit
-
-            return dequantize_4bit(weight.data, weight.quant_state)
-        if hasattr(self.out, "state") and getattr(weight, "SCB", None) is not None:  # bitsandbytes, 8 bit
-            return weight.data.float() * weight.SCB[:, None] / 127
-        raise ValueError(
-            f"attn.result needs the weight of the output projection in floating point, found "
-            f"{type(self.out).__name__} with {weight.dtype}; load without quantization, or dequantize it"
-        )
 
     def heads(self, z: Tensor) -> Tensor:
         """(batch, pos, head, d_head) -> (batch, pos, head, d_model)."""
@@ -126,6 +108,32 @@ class HeadMap:
                 step = _frozen(link.module, value)
             value, scale = value * step, scale * step
         return scale
+
+
+def _readable(out: nn.Module) -> Callable[[], Tensor]:
+    """How the output projection's weight is had in floating point; bitsandbytes' is dequantized on reading.
+
+    Raises `NotLinear` for a weight that can't be had.
+    """
+    weight = getattr(out, "weight", None)
+    if isinstance(weight, Tensor):
+        if weight.is_floating_point() and weight.ndim == 2 and not hasattr(weight, "quant_state"):
+            return lambda: out.weight
+        if getattr(weight, "quant_state", None) is not None:
+            return lambda: _from_4_bit(out.weight)
+        if getattr(weight, "SCB", None) is not None:
+            return lambda: out.weight.data.float() * out.weight.SCB[:, None] / 127
+    found = f"{weight.dtype}, {tuple(weight.shape)}" if isinstance(weight, Tensor) else "no weight"
+    raise NotLinear(
+        f"heads are followed through the output projection's weight in floating point, {type(out).__name__} "
+        f"has {found}; load without quantization for attn.result"
+    )
+
+
+def _from_4_bit(weight: Tensor) -> Tensor:
+    from bitsandbytes.functional import dequantize_4bit
+
+    return dequantize_4bit(weight.data, weight.quant_state)
 
 
 def _is_identity(module: nn.Module | None) -> bool:

@@ -255,8 +255,8 @@ class VisualGrid:
             return float(np.nansum(sides[:, 0] * sides[:, 1]))
 
         areas = [seen(level) for level in self.levels]
-        # Of equal ones the coarser: one window of it is a larger part of the picture.
-        best = [i for i, area in enumerate(areas) if area >= max(areas) - 1e-6 * max(areas)]
+        # Of those that see about as much the coarsest: patches may leave a few pixels of a tile out.
+        best = [i for i, area in enumerate(areas) if area >= 0.9 * max(areas)]
         return min(best, key=lambda i: self.levels[i].rows * self.levels[i].cols)
 
     def _named(self, names: str | Sequence[str] | None) -> tuple[Level, ...]:

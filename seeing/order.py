@@ -44,8 +44,8 @@ class Order:
     def _patches(self, n: int) -> Tensor | None:
         if not self.known:
             raise UnknownOrder(
-                "this tower packs the patches of all pictures in one row, and their order is known from a "
-                "Prompt only: run vlm.prompt(image, question)"
+                "this tower packs the patches of all pictures in one row, and their order is not known from "
+                "these inputs: run a Prompt, vlm.prompt(image, question), or all that the processor gives"
             )
         if self.patches is not None and len(self.patches) != n:
             raise UnknownOrder(f"the prompt's pictures have {len(self.patches)} patches, the tower runs {n}")

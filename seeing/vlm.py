@@ -12,7 +12,7 @@ change pictures before the processor, and runs as one intervention beside the pa
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -339,23 +339,30 @@ class VLM(TransformersModel):
         given = [inputs[0] for inputs, _ in invokes if inputs and isinstance(inputs[0], Prompt)]
         if not given:
             self._run.prompt, self._run.looks = None, True
-            self.sites.order.known = False
-            return super()._batch(invokes, fn)
+            args, kwargs = super()._batch(invokes, fn)
+            self._arrange(kwargs)
+            return args, kwargs
         if len(given) != len(invokes):
             raise BadPrompt("a trace takes Prompts in all of its invokes, or in none")
         prompt = given[0] if len(given) == 1 else self._join(given)
         if self._program is not None:
             prompt = self._program.edit_images(prompt)
         kwargs = {key: value for _, more in invokes for key, value in more.items()}
-        self.sites.order.known = True
-        self.sites.order.patches = self.family.patch_order(self._module, prompt.inputs)
-        self.sites.order.features = self.family.feature_order(self._module, prompt.inputs)
+        self._arrange(prompt.inputs)
         inputs, kept = dict(prompt.inputs), kwargs.get("past_key_values")
         self._run.prompt, self._run.looks = prompt, kept is None or kept.get_seq_length() == 0
         if not self._run.looks:
             for name in self.family.pixels:
                 inputs.pop(name, None)
         return (), {**inputs, **kwargs}
+
+    def _arrange(self, inputs: Mapping[str, Any]) -> None:
+        """Set the order of a packed tower for a run on ``inputs``."""
+        order = self.sites.order
+        order.known = set(self.family.required) <= inputs.keys()
+        if order.known:
+            order.patches = self.family.patch_order(self._module, inputs)
+            order.features = self.family.feature_order(self._module, inputs)
 
     def _join(self, prompts: Sequence[Prompt]) -> Prompt:
         turns = [turn for prompt in prompts for turn in prompt.turns]

@@ -155,6 +155,7 @@ class KernelVisit:
 
     def run(self, at: Moment) -> None:
         call = self.kernel.call()
+        at = at.on(call.q.device)
         if self.read:
             read_last(at, self.kernel.layer, call)
         rows = [edit for edit in self.rows if edit.now(at.step)]
@@ -230,6 +231,7 @@ class SiteVisit:
 
     def run(self, at: Moment) -> None:
         value = self.site.read()
+        at = at.on(value.device)
         for edit in self.edits:
             if edit.now(at.step):
                 value = edit.value(value, at)

@@ -79,6 +79,10 @@ class Moment:
             raise EmptySelection(f"{what}={selector!r} selects no position in row {row} of the prompt")
         return mask
 
+    def on(self, device: torch.device) -> Moment:
+        """The same moment for values on ``device``: the layers of a model may lie on several."""
+        return self if device == self.device else replace(self, device=device, resolved={})
+
     def newest(self, n_keys: int) -> Moment:
         """The same moment for keys of a layer that keeps the newest ``n_keys`` only."""
         return self if n_keys == self.n_seen else replace(self, n_keys=n_keys)

@@ -8,7 +8,8 @@ Traps. Norms sit on the output of both branches of a text layer; a third branch 
 (``ple_out``), and the sum is multiplied by ``layer_scalar``. Layers of full attention have wider heads than
 sliding ones, and the last layers may reuse the keys and values of an earlier one. Image tokens see each other
 both ways in sliding layers where the configuration says so, which needs ``mm_token_type_ids``. The scaling
-of scores is 1. Embeddings of words are scaled by √d_model.
+of scores is 1. Embeddings of words are scaled by √d_model. Some towers clip what their linear maps take and
+give, so that the heads do not add up to what attention adds.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from seeing.families.family import Family, FamilyContractError, Stack
 from seeing.families.squashed import whole_grid
 from seeing.families.stacks import decoder_stack, raster_tower
 from seeing.grid import VisualGrid
+
+_CLIPPED = "the tower's output projections clip what they take and give, so no head has a share of its own"
 
 
 class Gemma4(Family):
@@ -40,7 +43,8 @@ class Gemma4(Family):
 
     def vision(self, model: nn.Module) -> Stack:
         tower = model.get_encoder(modality="image")
-        return raster_tower(tower, out="o_proj", down="down_proj", d_head=tower.config.head_dim)
+        lacks = {"attn.result": _CLIPPED} if tower.config.use_clipped_linears else {}
+        return raster_tower(tower, out="o_proj", down="down_proj", d_head=tower.config.head_dim, lacks=lacks)
 
     def projector(self, model: nn.Module) -> nn.Module:
         return model.model.embed_vision

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch.nn.functional import scaled_dot_product_attention
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from seeing import attention
 from seeing.attention import AttentionCall, UnreadableAttention, softmax
 
 NEVER = float("-inf")
@@ -304,3 +305,47 @@ def test_the_guard_sees_a_whole_pattern():
     with Largest() as largest:
         read(q, k, v).pattern()
     assert largest.numel >= 300 * 300
+
+
+class Sizes(TorchDispatchMode):
+    """How many results of at least ``floor`` numbers were made."""
+
+    def __init__(self, floor: int):
+        super().__init__()
+        self.floor, self.found = floor, []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        if isinstance(out, torch.Tensor) and out.numel() >= self.floor and out._base is None:
+            self.found.append(func.__name__)
+        return out
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_whole_pattern_is_computed_in_chunks(monkeypatch, masked):
+    """The same numbers, and nothing of the result's size is made beside the result."""
+    q, k, v = draw(19, queries=300, keys=300)
+    mask = torch.ones(2, 1, 300, 300).tril().bool() if masked else None
+    call = read(q, k, v, mask)
+    whole = call.pattern(), call.scores()
+    monkeypatch.setattr(attention, "CHUNK", 4 * 2 * 300 * 17)
+    with Sizes(2 * 4 * 300 * 300) as sizes:
+        chunked = call.pattern(), call.scores()
+    assert len(set(sizes.found)) == 1, sizes.found
+    assert len(sizes.found) == 2
+    for found, expected in zip(chunked, whole):
+        torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
+
+
+def test_blocks_see_themselves_only():
+    """Two windows in one call, in an order of their own, against two calls."""
+    q, k, v = draw(20, heads=2, batch=1, queries=7, keys=7)
+    blocks = torch.tensor([0, 1, 1, 0, 0, 1, 0])
+    call = AttentionCall(q, k, v, None, 0.3, causal=False, blocks=blocks)
+    pattern = call.pattern()
+    for block in (0, 1):
+        own = (blocks == block).nonzero()[:, 0]
+        alone = AttentionCall(q[:, :, own], k[:, :, own], v[:, :, own], None, 0.3, causal=False)
+        close(pattern[:, :, own][..., own], alone.pattern())
+    assert (pattern[:, :, blocks == 0][..., blocks == 1] == 0).all()
+    close(call.pattern(torch.tensor([5])), pattern[:, :, [5]])

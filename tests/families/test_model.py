@@ -123,3 +123,13 @@ def test_a_family_that_says_a_wrong_thing_is_found_out(case, monkeypatch):
     monkeypatch.setattr(sitemap, "build", lie)
     with pytest.raises(FamilyContractError, match=r"attn.result.*found an error"):
         seeing.load((case.model, case.processor))
+
+
+def test_bare_tensors_are_traced_as_a_prompt_is(case, prompt):
+    """Without a Prompt the vocabulary still reads, packed towers in reading order too."""
+    name = "vision.0.attn.pattern"
+    with torch.no_grad(), case.vlm.trace(**prompt.inputs):
+        found = case.vlm.vision[0].attn.pattern.clone().save()
+        logits = case.vlm.logits.save()
+    assert torch.equal(found, case.vlm.cache(prompt, name, queries="all")[name])
+    assert torch.equal(logits, case.vlm.cache(prompt, "logits")["logits"])

@@ -121,3 +121,16 @@ def test_a_second_look_is_a_whole_second_pass_or_refused(case, picture):
     for one, other in zip(found, expected):
         assert one.ids.tolist() == other.ids.tolist()
         torch.testing.assert_close(one.token_logprobs, other.token_logprobs, rtol=1e-4, atol=1e-4)
+
+
+def test_the_overview_is_the_level_that_sees_most(case, picture):
+    """Where there is a thumbnail it sees all that a tile does, so that one window means one region."""
+    grid = case.vlm.prompt(picture(120, 40), "what digit is on the red square ?").keys.grids[0]
+    seen = []
+    for level in grid.levels:
+        boxes = grid.boxes[torch.from_numpy(level.tokens).flatten()]
+        boxes = boxes[~boxes.isnan().any(1)]
+        seen.append(float(((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])).sum()))
+    assert seen[grid.overview] > 0.9 * max(seen)
+    if "thumbnail" in grid.kind:
+        assert grid.levels[grid.overview].name == "thumbnail"

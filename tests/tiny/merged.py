@@ -96,7 +96,8 @@ def gemma3():
     )
 
 
-def gemma4():
+def gemma4(text=(), vision=()):
+    """``text`` and ``vision`` override what the configurations say, as in `paligemma`."""
     tokens = tokenizer(
         {
             "image_token": "<|image|>",
@@ -120,7 +121,8 @@ def gemma4():
             num_kv_shared_layers=2,
             use_bidirectional_attention="vision",
             final_logit_softcapping=30.0,
-        ),
+        )
+        | dict(text),
         vision_config=dict(
             hidden_size=24,
             intermediate_size=40,
@@ -131,7 +133,8 @@ def gemma4():
             patch_size=4,
             pooling_kernel_size=3,
             position_embedding_size=128,
-        ),
+        )
+        | dict(vision),
         audio_config=None,
         image_token_id=ids["<|image|>"],
         video_token_id=ids["<|video|>"],
@@ -143,7 +146,12 @@ def gemma4():
     model = made(Gemma4ForConditionalGeneration(config), tokens)
     with torch.no_grad():
         for number, layer in enumerate(model.get_decoder().layers):
-            layer.layer_scalar.fill_(0.7 + 0.1 * number)
+            layer.layer_scalar.fill_(0.65 + 0.1 * number)
+        for name, bound in model.model.vision_tower.named_buffers():
+            if name.endswith(("_min", "_max")):
+                bound.fill_(-0.8 if name.endswith("_min") else 0.9)
+            elif name.startswith("std_"):
+                bound.copy_(torch.linspace(0.5, 1.5, len(bound)))
     settings = Gemma4ImageProcessorPil(patch_size=4, max_soft_tokens=70, pooling_kernel_size=3)
 
     def init(self, image_processor=None, tokenizer=None, chat_template=None, image_seq_length=70, **kwargs):
@@ -161,10 +169,11 @@ def gemma4():
     return model, kind(settings, tokens, chat_template=chat_template("<|image|>"))
 
 
-def paligemma():
+def paligemma(text=()):
     tokens = tokenizer({"image_token": "<image>"})
     config = PaliGemmaConfig(
-        text_config=dict(model_type="gemma", vocab_size=len(tokens) + 1152, **TEXT, **special(tokens)),
+        text_config=dict(model_type="gemma", vocab_size=len(tokens) + 1152, **TEXT, **special(tokens))
+        | dict(text),
         vision_config=SIGLIP | dict(patch_size=14, projection_dim=32),
         image_token_index=tokens.image_token_id,
         projection_dim=32,
@@ -202,10 +211,12 @@ PIXTRAL = dict(
 )
 
 
-def mistral3():
+def mistral3(text_class: type = MistralConfig, **text: Any):
     tokens = tokenizer({"image_token": "[IMG]"}, ["[IMG_BREAK]", "[IMG_END]"])
     config = Mistral3Config(
-        text_config=MistralConfig(vocab_size=len(tokens), **TEXT, **special(tokens), sliding_window=None),
+        text_config=text_class(
+            vocab_size=len(tokens), **TEXT, **special(tokens), **dict(sliding_window=None) | text
+        ),
         vision_config=PixtralVisionConfig(**PIXTRAL),
         image_token_index=tokens.image_token_id,
         spatial_merge_size=2,
