@@ -112,6 +112,15 @@ class Prompt:
         return mask
 
 
+def need_prompt(prompt: Any) -> None:
+    """Raise `BadPrompt` for anything else."""
+    if not isinstance(prompt, Prompt):
+        raise BadPrompt(
+            f"this takes a Prompt, got {type(prompt).__name__}; make one with vlm.prompt(image, question), "
+            f"or vlm.prompts([...]) for a batch"
+        )
+
+
 def build(
     family: Family, model: nn.Module, processor: Any, turns: Sequence[Turn], *, batched: bool = False
 ) -> Prompt:
@@ -215,4 +224,14 @@ def _message(role: str, text: str) -> dict[str, Any]:
     return {"role": role, "content": [{"type": "text", "text": text}]}
 
 
-__all__ = ["PAPER_TEMPLATES", "BadPrompt", "Prompt", "Spans", "Template", "Turn", "build", "templates_of"]
+__all__ = [
+    "PAPER_TEMPLATES",
+    "BadPrompt",
+    "Prompt",
+    "Spans",
+    "Template",
+    "Turn",
+    "build",
+    "need_prompt",
+    "templates_of",
+]

@@ -31,7 +31,7 @@ from seeing.data.samples import EvidenceSample
 from seeing.families import Family
 from seeing.grid import Boxes
 from seeing.names import expand
-from seeing.prompt import BadPrompt, Prompt, Template, Turn, build
+from seeing.prompt import BadPrompt, Prompt, Template, Turn, build, need_prompt
 from seeing.queries import Queries
 from seeing.readout import Readout, names_below
 from seeing.views import OutsideTrace, StackView, View, bound
@@ -226,7 +226,7 @@ class VLM(TransformersModel):
         Returns: full name -> tensor, with the batch axis, shapes as in the table of names.
         Raises `UnknownName` for a name that the model lacks.
         """
-        _need_prompt(prompt)
+        need_prompt(prompt)
         reachable = names_below(self.names(), self.cfg.n_layers, stop_at_layer)
         wanted = expand(names, reachable, self.sites.absent)
         readout = Readout(
@@ -240,7 +240,7 @@ class VLM(TransformersModel):
 
     def prefill(self, prompt: Prompt, names: str | Iterable[str], queries: Queries = "last") -> Prefill:
         """Read names in a prompt pass that keeps its keys and values, to go on from."""
-        _need_prompt(prompt)
+        need_prompt(prompt)
         wanted = expand(names, self.names(), self.sites.absent)
         readout = Readout(self.sites, prompt, wanted, queries, self.device)
         values: dict[str, Any] = {}
@@ -266,7 +266,7 @@ class VLM(TransformersModel):
         again. Raises ValueError for settings that are not greedy (beams, sampling, several sequences):
         `generate` takes those.
         """
-        _need_prompt(prompt)
+        need_prompt(prompt)
         if max_new_tokens is not None and max_new_tokens < 1:
             raise ValueError(f"an answer has at least one token, got max_new_tokens={max_new_tokens}")
         for setting, greedy in (("num_beams", 1), ("num_return_sequences", 1), ("do_sample", False)):
@@ -389,14 +389,6 @@ class VLM(TransformersModel):
                     mediator.pending = None
 
         return run
-
-
-def _need_prompt(prompt: Any) -> None:
-    if not isinstance(prompt, Prompt):
-        raise BadPrompt(
-            f"this takes a Prompt, got {type(prompt).__name__}; make one with vlm.prompt(image, question), "
-            f"or vlm.prompts([...]) for a batch"
-        )
 
 
 __all__ = ["VLM", "Answer", "Config", "Edits", "Prefill", "Program", "Queries", "StackConfig"]
