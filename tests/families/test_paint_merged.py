@@ -46,8 +46,10 @@ MADE = {
     "ministral3": functools.partial(mistral3, Ministral3Config, rope_parameters=YARN),
     **{name: made for name, made in PACKED.items() if name.endswith("_moe")},
 }
+#: A picture that the processor takes as it is, and the pixels of a token's side on it.
 SIZE = dict.fromkeys(MADE, (70, 42)) | {name: (120, 84) for name in MADE if name.startswith("gemma4")}
 SIZE["paligemma2"] = (56, 56)
+SIDE = {name: 12 if name.startswith("gemma4") else 14 for name in MADE}
 QUESTIONS = "hi", "what digit is on the red square ?"
 
 
@@ -93,9 +95,13 @@ def unmixed(name):
             weight.copy_(value)
 
 
-@pytest.mark.parametrize("region", [(0, 0, 1, 1), (30, 20, 55, 31), (3, 40, 50, 42)])
-def test_the_tokens_that_a_region_touches_move(name, unmixed, region):
+@pytest.mark.parametrize("tokens", [(0, 0, 1, 1), (1, 1, 3, 2), (3, 2, 4, 3)])
+@pytest.mark.parametrize("margin", [-1, 0, 1])
+def test_the_tokens_that_a_region_touches_move(name, unmixed, tokens, margin):
+    """The region's sides are borders of tokens, or a pixel to either side of them."""
     picture = noise(SIZE[name])
+    x0, y0, x1, y1 = (SIDE[name] * border for border in tokens)
+    region = (max(x0 - margin, 0), max(y0 - margin, 0), x1 + margin, y1 + margin)
     prompts = [unmixed.prompt(one, QUESTIONS[0]) for one in (picture, painted(picture, region))]
     (grid,) = prompts[0].grids
     plain, other = (unmixed.cache(one, "text.embed")["text.embed"][0, grid.positions] for one in prompts)
