@@ -60,6 +60,8 @@ class Proof:
             values = self._values()
             self._equal("logits", values["logits"], bare, "the bare model's", exact=True)
             self._shapes(values)
+            self._sizes(values)
+            self._chain(values)
             self._residual_stream(values)
             self._heads(values)
             self._image(values)
@@ -111,6 +113,30 @@ class Proof:
         logits, width = values["logits"], self.vlm.cfg.d_vocab
         if logits.shape[:2] != (len(self.prompt), n_text):
             self._fail("logits", f"shape {tuple(logits.shape)}", f"{(len(self.prompt), n_text, width)}")
+
+    def _sizes(self, values: dict[str, Tensor]) -> None:
+        """cfg's sizes of heads are those of some layer: layers may differ, a size that none has is wrong."""
+        for stack, config in (("vision", self.vlm.cfg.vision), ("text", self.vlm.cfg)):
+            found = {
+                tuple(values[f"{stack}.{layer}.attn.k"].shape[2:]) for layer in self.vlm.sites.kernels[stack]
+            }
+            expected = (config.n_kv_heads, config.d_head)
+            if expected not in found:
+                self._fail(
+                    f"{stack}.*.attn.k", f"(n_kv_heads, d_head) of {sorted(found)}", f"cfg's {expected}"
+                )
+
+    def _chain(self, values: dict[str, Tensor]) -> None:
+        """What leaves a text layer enters the next one, at the words: no layer is missing between."""
+        words = self.prompt.spans.mask("text").to(self.vlm.device)
+        layers = self.vlm.cfg.n_layers
+        stated = getattr(self.vlm._module.config.get_text_config(), "num_hidden_layers", layers)
+        if stated != layers:
+            self._fail("text", f"{layers} layers", f"{stated}, as the configuration says")
+        for layer in range(1, layers):
+            left, entered = values[f"text.{layer - 1}.resid_post"], values[f"text.{layer}.resid_pre"]
+            what = f"text.{layer - 1}.resid_post at the words is"
+            self._equal(f"text.{layer}.resid_pre", entered[words], left[words], what)
 
     def _residual_stream(self, values: dict[str, Tensor]) -> None:
         """The sums of every layer, those of them that its sites make."""
@@ -248,6 +274,8 @@ class Proof:
 
     def _equal(self, site, found, expected, what, *, exact=False, scale=1.0, size=0.0) -> None:
         """``size`` is the largest value that went in, where what came out may be smaller."""
+        if found.shape != expected.shape:
+            self._fail(site, f"shape {tuple(found.shape)}", f"{what} {tuple(expected.shape)}")
         if exact and torch.equal(found, expected):
             return
         error = float((found.float() - expected.float()).abs().max())

@@ -9,6 +9,7 @@ from torch import nn
 
 from seeing.branches import HeadMap, NotLinear, Result, branch_site, put_first, take_first
 from seeing.families import Family, FamilyContractError, Stack
+from seeing.families.family import dotted
 from seeing.kernels import AttentionRows, Kernel, KernelZ, PackedKernel, gated_z, kernel_output
 from seeing.names import Name
 from seeing.operations import Block, Sum, is_gated, kernel_path, logits_path
@@ -119,7 +120,7 @@ class _Wiring:
                 )
         else:
             self.attention(stack, layer, name, attn, sums)
-        down = _dotted(mlp, stack.down) if stack.down else None
+        down = dotted(mlp, stack.down) if stack.down else None
         if down is None:
             self.lacks(
                 name("mlp.post"), f"the MLP of layer {layer} ({type(mlp).__name__}) has no single last map"
@@ -159,7 +160,7 @@ class _Wiring:
             self.add(site)
 
     def attention(self, stack: Stack, layer: int, name, attn: nn.Module, sums: list[Sum]) -> None:
-        envoy, out = self.envoy_of(attn), _dotted(attn, stack.out)
+        envoy, out = self.envoy_of(attn), dotted(attn, stack.out)
         out_path, path = self.path(out), kernel_path(envoy, stack.packed)
         if stack.packed:
             kernel = PackedKernel(
@@ -212,11 +213,3 @@ def _parts(stack: Stack, module: nn.Module) -> list[str]:
     """The attributes of a layer that start a branch: attention of any kind, and the MLP."""
     known = (stack.attn,) if isinstance(stack.attn, str) else stack.attn
     return [*known, "linear_attn", "cross_attn", stack.mlp]
-
-
-def _dotted(module: nn.Module, path: str) -> nn.Module | None:
-    for part in path.split("."):
-        module = getattr(module, part, None)
-        if module is None:
-            return None
-    return module

@@ -146,7 +146,8 @@ def _images(family, model, processor, turn, row_ids, image_id) -> list[Int[Tenso
         raise FamilyContractError(
             f"{family.name}: {len(turn.images)} image(s) of {sizes} gave {len(positions)} image tokens in "
             f"input_ids, the family's geometry gives {sum(counts)}. The processor and the vision config "
-            f"disagree (patch size, image size, vision_feature_select_strategy)"
+            f"disagree (patch size, image size, vision_feature_select_strategy), or the family's n_tokens or "
+            f"image_token_id is wrong"
         )
     return list(positions.split(counts))
 

@@ -58,13 +58,21 @@ class Stack:
     lacks: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self):
-        names = (self.attn,) if isinstance(self.attn, str) else self.attn
-        for parts in (names, (self.mlp,)):
-            if not any(hasattr(layer, part) for layer in self.layers for part in parts):
-                children = ", ".join(name for name, _ in self.layers[0].named_children())
+        attns = [attn for layer in range(len(self)) if (attn := self.attention(layer)) is not None]
+        mlps = [part for layer in self.layers if (part := getattr(layer, self.mlp, None)) is not None]
+        # A mixture of experts has a last map an expert, and none of the whole.
+        ends = [part for part in mlps if not self.down or dotted(part, self.down) or hasattr(part, "experts")]
+        for found, owners, name in (
+            (attns, self.layers, self.attn if isinstance(self.attn, str) else " or ".join(self.attn)),
+            (mlps, self.layers, self.mlp),
+            ([part for part in attns if dotted(part, self.out)], attns, self.out),
+            (ends, mlps, self.down),
+        ):
+            if not found:
+                children = ", ".join(child for child, _ in owners[0].named_children())
                 raise FamilyContractError(
-                    f"the {self.name} stack's layers have no {' or '.join(map(repr, parts))}; "
-                    f"{type(self.layers[0]).__name__} holds: {children}"
+                    f"the {self.name} stack says {name!r}, which no {type(owners[0]).__name__} has; it "
+                    f"holds: {children}"
                 )
 
     def __len__(self) -> int:
@@ -76,6 +84,14 @@ class Stack:
             if (module := getattr(self.layers[layer], name, None)) is not None:
                 return module
         return None
+
+
+def dotted(module: nn.Module, path: str) -> nn.Module | None:
+    """The module at a dotted path below ``module``, or None."""
+    for part in path.split("."):
+        if (module := getattr(module, part, None)) is None:
+            return None
+    return module
 
 
 class Family(ABC):

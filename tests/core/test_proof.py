@@ -285,3 +285,33 @@ def test_a_refusal_names_family_model_site_found_and_expected(pair, call):
     text = refusal(pair())
     assert text.startswith("family 'llava' does not fit this LlavaForConditionalGeneration: at '")
     assert "expected pattern · v is the kernel's output, equal within" in text
+
+
+@pytest.mark.parametrize(("part", "holds"), [("out", "q_proj"), ("down", "gate_proj"), ("attn", "self_attn")])
+def test_a_stack_that_names_a_part_that_is_not_there_is_refused(pair, monkeypatch, part, holds):
+    """With what the module does hold."""
+    honest = Llava.text
+    monkeypatch.setattr(
+        Llava, "text", lambda self, model: dataclasses.replace(honest(self, model), **{part: "wrong"})
+    )
+    with pytest.raises(FamilyContractError, match=f"says 'wrong', which no .* has; it holds: .*{holds}"):
+        seeing.load(pair())
+
+
+def test_a_layer_left_out_is_found(pair, monkeypatch):
+    honest = Llava.text
+
+    def shorter(self, model):
+        stack = honest(self, model)
+        return dataclasses.replace(stack, layers=stack.layers[:-1])
+
+    monkeypatch.setattr(Llava, "text", shorter)
+    assert "found 3 layers, expected 4" in refusal(pair())
+
+
+def test_sizes_that_no_layer_has_are_found(pair, monkeypatch):
+    honest = Llava.text
+    monkeypatch.setattr(
+        Llava, "text", lambda self, model: dataclasses.replace(honest(self, model), n_kv_heads=3)
+    )
+    assert "'text.*.attn.k' found (n_kv_heads, d_head) of [(2, 8)], expected cfg's (3, 8)" in refusal(pair())
