@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from seeing.attention import AttentionCall, EditedRows, Rows, softmax
 from seeing.order import Order
-from seeing.sites import Derived, Spot, own
+from seeing.sites import Copied, Derived, Spot, own
 
 
 @dataclass(frozen=True)
@@ -67,8 +67,11 @@ class Kernel:
         """What is served at ``target``, with another output of the kernel."""
         return (z, *served[1:])
 
-    def part(self, name: str, place: int) -> Spot:
-        """q, k or v as the kernel gets them, with the axes of the vocabulary: batch pos head d_head."""
+    def part(self, name: str, place: int) -> Copied:
+        """q, k or v as the kernel gets them, with the axes of the vocabulary: batch pos head d_head.
+
+        A copy: keys and values lie in the KV cache too, and are shared between layers in Gemma 4.
+        """
 
         def take(served):
             return served[0][place].transpose(1, 2)
@@ -77,7 +80,7 @@ class Kernel:
             args, kwargs = served
             return (*args[:place], value.transpose(1, 2), *args[place + 1 :]), kwargs
 
-        return Spot(name, self.source, take, put)
+        return Copied(name, self.source, self.source, take, put)
 
 
 @dataclass(frozen=True)
@@ -173,7 +176,7 @@ class AttentionRows(Derived):
 
     def rows(self, rows: Rows | Callable[[int], Rows | None] | None, served: Any = None) -> Tensor:
         """The rows asked for, as positions or as a function of how many there are; no others are computed."""
-        call = self.kernel.call() if served is None else self.kernel.read(served)
+        call = self.kernel.read(self.served() if served is None else served)
         rows = rows(call.n_queries) if callable(rows) else rows
         values = call.pattern(rows) if self.softmaxed else call.scores(rows)
         for edited in self.kernel.edited:

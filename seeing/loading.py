@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForImageTextToText, PreTrainedConfig
 
-from seeing.families import UnknownFamily, find, find_for, named, supported
+from seeing.families import FamilyContractError, UnknownFamily, find, find_for, named, supported
 from seeing.processors import open_processor
 from seeing.proof import prove
 from seeing.vlm import VLM
@@ -73,9 +73,16 @@ def load(
     """
     chosen = None if family is None else named(family)
     model, processor = _open(x, kwargs, known=chosen is not None)
-    vlm = VLM(model.eval(), processor, chosen or find(model))
-    if check:
-        prove(vlm)
+    reader = chosen or find(model)
+    try:
+        vlm = VLM(model.eval(), processor, reader)
+        if check:
+            prove(vlm)
+    except (AttributeError, KeyError, IndexError, StopIteration) as error:
+        raise FamilyContractError(
+            f"family {reader.name!r} does not fit this {type(model).__name__}: "
+            f"{type(error).__name__}: {error}"
+        ) from error
     return vlm
 
 

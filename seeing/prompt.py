@@ -139,14 +139,18 @@ def build(
     texts = [_render(family, processor, turn, *turn.instruction(templates)) for turn in turns]
     bos = processor.tokenizer.bos_token
     special = not (bos and texts[0].text.startswith(bos))
-    encoding = processor(
-        text=[one.text for one in texts],
-        images=family.pictures([turn.images for turn in turns]),
-        return_tensors="pt",
-        padding=True,
-        padding_side="left",
-        add_special_tokens=special,
-    )
+    try:
+        encoding = processor(
+            text=[one.text for one in texts],
+            images=family.pictures([turn.images for turn in turns]),
+            return_tensors="pt",
+            padding=True,
+            padding_side="left",
+            add_special_tokens=special,
+        )
+    except ValueError as error:
+        sizes = ", ".join(f"{w}×{h}" for turn in turns for w, h in (image.size for image in turn.images))
+        raise BadPrompt(f"the processor takes no such text or pictures ({sizes}): {error}") from error
     inputs = family.cleaned({key: value for key, value in encoding.items() if isinstance(value, Tensor)})
     if missing := [name for name in family.required if name not in inputs]:
         raise FamilyContractError(

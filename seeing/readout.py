@@ -10,9 +10,10 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from seeing.names import Name
+from seeing.names import Name, UnknownName, expand
 from seeing.prompt import BadPrompt, Prompt
 from seeing.queries import Queries, positions
+from seeing.sitemap import SiteMap
 from seeing.sites import Derived, Site
 
 
@@ -25,14 +26,24 @@ def rows_of(
     return positions(queries, prompt.length, device)
 
 
-def names_below(names: Sequence[str], n_layers: int, stop: int | None) -> list[str]:
-    """The names reached by a pass that stops before text layer ``stop``; negative ones count from the end."""
+def names_to_read(
+    names: str | Iterable[str], sites: SiteMap, n_layers: int, stop: int | None = None
+) -> list[str]:
+    """The names asked for, in the order of a pass that stops before text layer ``stop``.
+
+    A negative ``stop`` counts from the end. Raises `UnknownName` for a name that the model lacks, or that
+    such a pass does not reach.
+    """
     if stop is None:
-        return list(names)
+        return expand(names, list(sites), sites.absent)
     if not -n_layers <= stop <= n_layers:
         raise ValueError(f"stop_at_layer={stop}: the text stack has {n_layers} layers")
     first_out = Name("resid_pre", "text", stop if stop >= 0 else stop + n_layers)
-    return [name for name in names if Name.parse(name) < first_out]
+    reached = [name for name in sites if Name.parse(name) < first_out]
+    try:
+        return expand(names, reached, sites.absent)
+    except UnknownName as error:
+        raise UnknownName(f"{error}; the pass stops before layer {first_out.layer} of the text") from None
 
 
 class Readout:

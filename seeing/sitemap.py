@@ -14,7 +14,7 @@ from seeing.kernels import AttentionRows, Kernel, KernelZ, PackedKernel, gated_z
 from seeing.names import Name
 from seeing.operations import Block, Sum, is_gated, kernel_path, logits_path
 from seeing.order import Order, Ordered, TokenOrdered
-from seeing.sites import Site, Spot, module_input, module_output
+from seeing.sites import Copied, Site, Spot, module_input, module_output
 
 #: The sites of an attention.
 _ATTENTION = ("attn.q", "attn.k", "attn.v", "attn.scores", "attn.pattern", "attn.z", "attn.result")
@@ -93,6 +93,8 @@ class _Wiring:
         spot = kind(name, path)
         if stack.packed:
             spot = Ordered(name, spot.location, spot.location, self.order, spot.take, spot.put)
+        elif kind is module_input and not name.endswith("mlp.post"):
+            spot = Copied.of(spot)
         self.add(spot)
 
     def tokens(self, name: str, kind: Callable[[str, str], Spot], path: str) -> None:

@@ -15,8 +15,9 @@ kinds exist:
 
 from __future__ import annotations
 
+import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -78,10 +79,10 @@ class Spot(Site):
     put: Callable[[Any, Tensor], Any]
 
     def read(self) -> Tensor:
-        return self.take(Mediator.value(self.location))
+        return self.take(one_run(self.name, Mediator.value(self.location)))
 
     def write(self, value: Tensor) -> None:
-        served = Mediator.value(self.location)
+        served = one_run(self.name, Mediator.value(self.location))
         Mediator.swap(self.location, self.put(served, _fits(self.name, value, self.take(served))))
 
 
@@ -113,16 +114,46 @@ def module_input(name: str, path: str) -> Spot:
     return Spot(name, f"{path}.input", take, put)
 
 
+class LostEdit(RuntimeError):
+    """A value that was edited in place when the run had moved on."""
+
+
+class HandedOut:
+    """The computed values that a run's blocks still hold when the run has moved on behind them.
+
+    An edit of one of them would be an edit of a temporary: `check`, at the end of the run, raises for it.
+    Values are held weakly: one that nobody holds any more can't be edited.
+    """
+
+    def __init__(self):
+        self._views: list[tuple[str, weakref.ref[Tensor], int]] = []
+
+    def add(self, name: str, view: Tensor) -> None:
+        self._views.append((name, weakref.ref(view), view._version))
+
+    def check(self) -> None:
+        for name, held, version in self._views:
+            view = held()
+            if view is not None and view._version != version:
+                raise LostEdit(
+                    f"{name!r} was edited in place after the block had asked for another value, when "
+                    f"the run had moved on, so the edit reached nothing: edit it right behind reading "
+                    f"it, assign it, or edit a clone of it if the run was not meant to change"
+                )
+
+
 class WriteBack:
     """A computed value that a user's block holds, and the way back if the block edits it.
 
     nnsight asks a waiting write-back where it goes only when the block moves on. An untouched value
     (its version counter stands where it stood) goes back to where it was read, as what was served
-    there, so that reading changes nothing; an edited one is written by the site.
+    there, so that reading changes nothing; an edited one is written by the site. What the block does to it
+    later comes too late, and is found at the end of the run (`HandedOut`).
     """
 
     def __init__(self, site: Derived, mediator: Mediator, served: Any, view: Tensor):
         self.site, self.served, self.view = site, served, view
+        self.handed_out: HandedOut | None = getattr(mediator.interleaver, "handed_out", None)
         self.version = view._version
         self.occurrence = mediator.occurrence(site.source)
         #: What nnsight compares a repeated read with, to answer it with the same view.
@@ -137,6 +168,8 @@ class WriteBack:
         return self.site.target if self.edited else self.site.source
 
     def fn(self) -> Any:
+        if self.handed_out is not None:
+            self.handed_out.add(self.site.name, self.view)
         if not self.edited:
             return self.served
         return self.site.written(self.served, self.view, self.visit)
@@ -163,7 +196,11 @@ class Derived(Site):
         """What to put at ``target`` so that the run goes on with ``value``."""
 
     def read(self) -> Tensor:
-        return self.derive(Mediator.value(self.source))
+        return self.derive(self.served())
+
+    def served(self) -> Any:
+        """What is served at ``source``, waiting for the run to reach it."""
+        return one_run(self.name, Mediator.value(self.source))
 
     def threaded(self) -> Tensor:
         value = self.read()
@@ -181,7 +218,7 @@ class Derived(Site):
         mediator = Mediator.current(self.name)
         if (waiting := self._waiting(mediator)) is not None:
             return waiting.view
-        served = Mediator.value(self.source)
+        served = self.served()
         view = self.derive(served)
         mediator.transform = WriteBack(self, mediator, served, view)
         return view
@@ -192,10 +229,59 @@ class Derived(Site):
             mediator.transform = None
             served, current = waiting.served, waiting.view
         else:
-            served = Mediator.value(self.source)
+            served = self.served()
             current = self.derive(served)
         value = _fits(self.name, value, current)
         Mediator.swap(self.target, self.written(served, value, Mediator.value))
+
+
+@dataclass(frozen=True)
+class Copied(Derived):
+    """A value that others hold too, read as a copy: an edit in place does what an assignment does.
+
+    A layer's input is the output of the layer before, which the model may have kept as features; keys and
+    values may lie in the KV cache.
+    """
+
+    take: Callable[[Any], Tensor]
+    put: Callable[[Any, Tensor], Any]
+
+    @classmethod
+    def of(cls, spot: Spot) -> Copied:
+        return cls(spot.name, spot.location, spot.location, spot.take, spot.put)
+
+    def derive(self, served: Any) -> Tensor:
+        return self.take(served).clone()
+
+    def written(self, served: Any, value: Tensor, visit: Callable[[str], Any]) -> Any:
+        return self.put(served, value)
+
+
+def one_run(name: str, served: Any) -> Any:
+    """``served``, where it belongs to the invoke that asks. Raises ValueError where it can't be told apart.
+
+    nnsight cuts what has the batch as its first axis, and marks it. Pictures, tiles and patches don't: what
+    the tower and the projector hold is everyone's.
+    """
+    if not name.startswith(("vision.", "projector.")):
+        return served
+    mediator = Mediator.current(name)
+    batcher = mediator.interleaver.batcher
+    alone = batcher is None or mediator.batch_group is None or not batcher.batching
+    if alone or any(getattr(one, "_nnsight_batch", False) for one in _tensors(served)):
+        return served
+    raise ValueError(
+        f"{name!r} holds the pictures of all invokes of this trace and can't be cut into theirs: trace the "
+        f"prompts one at a time, or as one batch, vlm.prompts([...])"
+    )
+
+
+def _tensors(served: Any) -> Iterator[Tensor]:
+    if isinstance(served, Tensor):
+        yield served
+    elif isinstance(served, (tuple, list, dict)):
+        for one in served.values() if isinstance(served, dict) else served:
+            yield from _tensors(one)
 
 
 def own(parts: Sequence[Tensor]) -> list[Tensor]:

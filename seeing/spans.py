@@ -126,6 +126,11 @@ def label_keys(family: Family, model: nn.Module, processor: Any, turns: Sequence
                 return None
             grids.append(grid)
             rows.append(row)
+    if len(counts := {len(turn.images) for turn in turns}) > 1:
+        raise BadPrompt(
+            f"the rows of this batch have {sorted(counts)} pictures, and this model's words before a picture "
+            f"attend to the keys of all of them, padding too: batch rows with as many pictures each"
+        )
     n_keys = max(int(grid.positions[-1]) + 1 for grid in grids)
     for name in ("image", *(f"image:{number}" for number in range(max(len(turn.images) for turn in turns)))):
         masks[name] = torch.zeros(len(turns), n_keys, dtype=torch.bool)

@@ -30,10 +30,10 @@ from seeing.data.images import ImageLike
 from seeing.data.samples import EvidenceSample
 from seeing.families import Family
 from seeing.grid import Boxes
-from seeing.names import expand
 from seeing.prompt import BadPrompt, Prompt, Template, Turn, build, need_prompt
 from seeing.queries import Queries
-from seeing.readout import Readout, names_below
+from seeing.readout import Readout, names_to_read
+from seeing.sites import HandedOut
 from seeing.views import OutsideTrace, StackView, View, bound
 from seeing.weights import Weights, weights
 
@@ -227,8 +227,7 @@ class VLM(TransformersModel):
         Raises `UnknownName` for a name that the model lacks.
         """
         need_prompt(prompt)
-        reachable = names_below(self.names(), self.cfg.n_layers, stop_at_layer)
-        wanted = expand(names, reachable, self.sites.absent)
+        wanted = names_to_read(names, self.sites, self.cfg.n_layers, stop_at_layer)
         readout = Readout(
             self.sites, prompt, wanted, queries, self.device, device=device, dtype=dtype, grad=grad
         )
@@ -241,7 +240,7 @@ class VLM(TransformersModel):
     def prefill(self, prompt: Prompt, names: str | Iterable[str], queries: Queries = "last") -> Prefill:
         """Read names in a prompt pass that keeps its keys and values, to go on from."""
         need_prompt(prompt)
-        wanted = expand(names, self.names(), self.sites.absent)
+        wanted = names_to_read(names, self.sites, self.cfg.n_layers)
         readout = Readout(self.sites, prompt, wanted, queries, self.device)
         values: dict[str, Any] = {}
         # By generate, though it decodes nothing more: whatever the family, left-padded rows then have the
@@ -369,7 +368,10 @@ class VLM(TransformersModel):
         return build(self.family, self._module, self.processor, turns, batched=True)
 
     def interleave(self, fn: Any, *args: Any, **kwargs: Any) -> Any:
-        return super().interleave(self._ending_edits(fn) if self._program else fn, *args, **kwargs)
+        self.interleaver.handed_out = handed_out = HandedOut()
+        result = super().interleave(self._ending_edits(fn) if self._program else fn, *args, **kwargs)
+        handed_out.check()
+        return result
 
     def _ending_edits(self, fn: Callable) -> Callable:
         """``fn``, behind which our edits end: their loop over decoded tokens has no end of its own."""

@@ -17,7 +17,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from seeing.families.family import Family, Stack
+from seeing.families.family import Family, FamilyContractError, Stack
 from seeing.families.squashed import whole_grid
 from seeing.families.stacks import decoder_stack
 from seeing.grid import VisualGrid
@@ -29,6 +29,8 @@ class Mistral3(Family):
     name = "mistral3"
     model_types = frozenset({"mistral3"})
     required = ("image_sizes",)
+    #: With so few tokens the model fails: transformers' Mistral 3 squeezes a single one away.
+    least = 1
     pixels = ("pixel_values", "image_sizes")
 
     def text(self, model: nn.Module) -> Stack:
@@ -53,6 +55,11 @@ class Mistral3(Family):
 
     def n_tokens(self, model: nn.Module, processor: Any, image_size: tuple[int, int]) -> int:
         rows, cols, _ = _raster(processor, image_size)
+        if rows * cols <= self.least:
+            raise FamilyContractError(
+                f"{self.name}: a picture of {image_size[0]}×{image_size[1]} becomes {rows}×{cols} tokens, "
+                f"which transformers' model can't run; make it larger, or less narrow"
+            )
         return rows * cols
 
     def grid(
@@ -66,6 +73,7 @@ class Pixtral(Mistral3):
     """`LlavaForConditionalGeneration` with the Pixtral tower: one token a patch."""
 
     name = "pixtral"
+    least = 0
     model_types = frozenset({"llava"})
 
     def speaks_for(self, config: Any) -> bool:
