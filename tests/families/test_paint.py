@@ -20,6 +20,7 @@ from tiny.merged import BUILDERS as MERGED
 from tiny.packed import BUILDERS as PACKED
 
 import seeing
+from seeing.families import FamilyContractError
 from seeing.grid import VisualGrid
 from seeing.zoo import open_zoo
 
@@ -167,6 +168,11 @@ def test_n_tokens_are_those_that_the_processor_writes(name, size):
         text=[family.placeholder(processor)], images=family.pictures([[noise(size)]]), return_tensors="pt"
     )
     written = int((inputs["input_ids"] == family.image_token_id(vlm._module)).sum())
+    if name == "mistral3" and written == 1:
+        # transformers' model can't run it: said before it is tried.
+        with pytest.raises(FamilyContractError, match="becomes 1×1 tokens"):
+            family.n_tokens(vlm._module, processor, size)
+        return
     assert family.n_tokens(vlm._module, processor, size) == written > 0
     assert len(family.grid(vlm._module, processor, size, torch.arange(written))) == written
 
