@@ -121,7 +121,9 @@ def models(
             raise UserError(f"no family {family!r}; there are {', '.join(row.name for row in found)}")
         typer.echo("\n\n".join(row.about for row in named))
         return
-    table = Table("family", "model_type", "what", "image tokens are", "tower", "inputs that must be there")
+    table = Table()
+    for column in ("family", "model_type", "what", "image tokens are", "tower", "inputs that must be there"):
+        table.add_column(column, overflow="fold")
     for row in found:
         needs = ", ".join(row.needs) or "–"
         table.add_row(row.name, "\n".join(row.model_types), row.what, row.places, row.tower, needs)

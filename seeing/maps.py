@@ -149,7 +149,8 @@ def evidence_map(
     Args:
         scores: one score ≥ 0 a visual token, for example attention from the last prompt token, mean over the
             profiled layers; leading axes are maps of their own.
-        sigma, boundary: see `smooth`.
+        sigma: see `smooth`.
+        boundary: see `smooth`.
     """
     scores = denoise_tokens(scores, grid) if denoise else scores
     return onto_image(normalize(smooth(paint(scores, grid), sigma, boundary)), grid)

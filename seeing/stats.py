@@ -130,7 +130,8 @@ def bootstrap_mean(values: Numbers, seed: int, level: float = 0.95, resamples: i
 
     Args:
         values: (*batch, n); a batch is, say, layers and heads. NaN, a degenerate sample, is left out and
-        counted. seed: of the resampling. Rows that miss the same samples are resampled alike, so their
+            counted.
+        seed: of the resampling. Rows that miss the same samples are resampled alike, so their
             intervals can be compared, and each row gets what it would get alone.
 
     Returns: fields of shape (*batch), plain numbers for one row. A row without a sample is NaN with n = 0.

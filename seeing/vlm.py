@@ -217,7 +217,8 @@ class VLM(TransformersModel):
             queries: which rows of ``attn.scores`` and ``attn.pattern`` to compute: "last", "all", a
                 span ("question", "image", "text"), positions, or a mask. It cuts nothing else. In the
                 vision tower they count the tower's own tokens.
-            device, dtype: where and how to keep the values.
+            device: where to keep the values.
+            dtype: as what to keep them.
             grad: keep the autograd graph. What is read is then on the path to what is read later: ask for
                 "logits" too, and ``torch.autograd.grad(loss, cache["text.3.attn.pattern"])`` gives the
                 gradient of the rows asked for, under any kernel.

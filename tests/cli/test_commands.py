@@ -9,6 +9,7 @@ from PIL import Image
 
 import seeing
 from seeing.data.plates import plates
+from seeing.families import FAMILIES
 from seeing.study import demo as study
 
 METHODS = 11
@@ -121,3 +122,19 @@ def test_help_names_the_commands(seeing_command):
     assert said.code == 0
     for option in ("--limit", "--split", "--out", "--seed", "--model"):
         assert option in said.out
+
+
+def test_models_lists_every_family_with_what_it_needs(seeing_command):
+    """The table is made from the code: every model_type, and one family in its own words."""
+    shown = seeing_command("models").out
+    for family in FAMILIES:
+        assert family.name in shown
+        for word in (*family.model_types, *family.required):
+            assert word in shown
+    one = seeing_command("models", "gemma3").out
+    assert "Traps." in one
+    assert "token_type_ids" in one
+    assert "Pixtral tower" in seeing_command("models", "llava").out
+    wrong = seeing_command("models", "nope")
+    assert wrong.code == 2
+    assert "no family 'nope'" in wrong.err
