@@ -105,7 +105,8 @@ def label(
         for name, found in _words(family, processor, text, row_ids, special):
             masks.setdefault(name, torch.zeros_like(real))[row, found + shift] = True
         for number, positions in enumerate(_images(family, model, processor, turn, row_ids, image_id)):
-            grid = family.grid(model, processor, turn.images[number].size, positions).shifted(shift)
+            reader = family.among(len(turn.images))
+            grid = reader.grid(model, processor, turn.images[number].size, positions).shifted(shift)
             grids.append(grid)
             rows.append(row)
             masks.setdefault(f"image:{number}", torch.zeros_like(real))[row, grid.positions] = True
@@ -145,7 +146,8 @@ def label_keys(family: Family, model: nn.Module, processor: Any, turns: Sequence
 def _images(family, model, processor, turn, row_ids, image_id) -> list[Int[Tensor, " token"]]:
     """The positions of each picture's tokens in an unpadded row."""
     positions = (row_ids == image_id).nonzero()[:, 0]
-    counts = [family.n_tokens(model, processor, image.size) for image in turn.images]
+    reader = family.among(len(turn.images))
+    counts = [reader.n_tokens(model, processor, image.size) for image in turn.images]
     if sum(counts) != len(positions):
         sizes = ", ".join(f"{width}×{height}" for width, height in (image.size for image in turn.images))
         raise FamilyContractError(

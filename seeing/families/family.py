@@ -125,6 +125,10 @@ class Family(ABC):
     def projector(self, model: nn.Module) -> nn.Module:
         """The module between the tower and the language model."""
 
+    def among(self, n_images: int) -> Family:
+        """The family as it reads a row of so many pictures: some treat one picture alone in another way."""
+        return self
+
     @abstractmethod
     def n_tokens(self, model: nn.Module, processor: Any, image_size: tuple[int, int]) -> int:
         """How many image tokens a picture of ``image_size`` (width, height) takes in ``input_ids``."""

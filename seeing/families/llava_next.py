@@ -10,9 +10,9 @@ Traps. The newline has an image token of its own in ``input_ids`` and no place. 
 whole patches, on both sides alike, so the outer rows may hold some border; in a picture that is very
 long and thin nothing is left but the first block. Where the patches don't fill a tile (378 of 384
 pixels in the released OneVision), its last pixels are in no token. A token of a shrunk raster mixes
-two patches a side, its box is the share of the raster that is its own. The processor of OneVision
-does not tile the pictures of a row that has several, if it is given them row by row; it gets them as
-one list, so that each is tiled as it is alone.
+two patches a side, its box is the share of the raster that is its own. OneVision tiles a picture only
+where it is alone in its row: of several, each is padded to a square and squashed into one tile, with one
+newline behind it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
 from seeing.families.family import Family, FamilyContractError, Stack
@@ -99,14 +98,33 @@ class LlavaOnevision(LlavaNext):
     name = "llava_onevision"
     model_types = frozenset({"llava_onevision"})
 
-    def pictures(self, rows: Sequence[Sequence[Image.Image]]) -> list[Image.Image]:
-        return [picture for row in rows for picture in row]
+    def among(self, n_images: int) -> Family:
+        return self if n_images == 1 else OnevisionSquares()
 
     def _raster(self, model: nn.Module, canvas: Canvas) -> tuple[int, int]:
         rows, cols = super()._raster(model, canvas)
         most = int(model.config.vision_aspect_ratio.removeprefix("anyres_max_"))
         ratio = math.sqrt(rows * cols / (most * canvas.tile.patches**2))
         return (int(rows // ratio), int(cols // ratio)) if ratio > 1.1 else (rows, cols)
+
+
+class OnevisionSquares(LlavaOnevision):
+    """LLaVA-OneVision where a row has several pictures: one padded square each, and a newline."""
+
+    def n_tokens(self, model: nn.Module, processor: Any, image_size: tuple[int, int]) -> int:
+        return self._tile(model, processor).patches ** 2 + 1
+
+    def grid(
+        self, model: nn.Module, processor: Any, image_size: tuple[int, int], positions: Tensor
+    ) -> VisualGrid:
+        tile, longest = self._tile(model, processor), max(image_size)
+        x0, y0 = (-((longest - length) // 2) for length in image_size)
+        seen = longest * tile.patches * tile.patch / tile.side
+        view = View((float(x0), float(y0), x0 + seen, y0 + seen), (tile.patches * tile.patch,) * 2)
+        boxes = cells(image_size, view, tile.patches, tile.patches)
+        newline = torch.full((1, 4), torch.nan, dtype=torch.float64)
+        levels = (Level("patch", tile.patches, tile.patches),)
+        return VisualGrid(image_size, positions, torch.cat([boxes, newline]), view, levels)
 
 
 @dataclass(frozen=True)

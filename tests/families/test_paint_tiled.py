@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from tiny.tiled import BUILDERS
 
+import seeing
 from seeing.families.family import FamilyContractError
 from seeing.families.llava_next import LlavaNext, LlavaOnevision
 from seeing.families.mllama import Mllama
@@ -176,7 +177,7 @@ def test_tiles_of_mllama_are_those_that_its_processor_fills(size):
     assert int(used.sum()) == len(grid_of("mllama", size).levels)
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", [name for name in FAMILIES if name != "llava_onevision"])
 def test_two_pictures_of_a_row(name):
     """The features of a row are those of its pictures one by one, and each has its own places."""
     family, model, processor = parts(name)
@@ -223,3 +224,31 @@ def test_a_processor_of_another_checkpoint_is_told_from_this_one(name):
     method = family.grid if name != "mllama" else family.cross_grid
     with pytest.raises(FamilyContractError, match="checkpoint"):
         method(model, other, LANDSCAPE, 0 if name == "mllama" else torch.arange(4))
+
+
+@pytest.mark.parametrize("size", [(80, 40), (33, 90), (60, 60)])
+def test_onevision_pads_the_pictures_of_a_row_that_has_several(size):
+    """One square each and a newline; painted pixels move the tokens whose boxes they lie in."""
+    model, processor = BUILDERS["llava_onevision"]()
+    vlm = seeing.load((model, processor), check=False)
+    with torch.no_grad():
+        for layer in vlm.family.vision(model).layers:
+            layer.self_attn.out_proj.weight.zero_()
+            layer.self_attn.out_proj.bias.zero_()
+    other = Image.new("RGB", (50, 50), (90, 20, 200))
+    before, after = (Image.new("RGB", size, (120, 130, 90)) for _ in range(2))
+    x0, y0, x1, y1 = region = (size[0] // 3, size[1] // 2, size[0] // 3 + 20, size[1] // 2 + 18)
+    after.paste((255, 0, 0), region)
+    tokens = []
+    for picture in (before, after):
+        prompt = vlm.prompt([other, picture], "why ?")
+        grid = prompt.grids[1]
+        tokens.append(vlm.cache(prompt, "text.embed")["text.embed"][0, grid.positions])
+    assert len(grid) == grid.levels[0].rows ** 2 + 1
+    moved = (tokens[0] - tokens[1]).abs().amax(1)
+    moved = moved > 1e-3 * moved.max()
+    leak = 3 * max(size) / 30
+    wide = [(max(x0 - leak, 0), max(y0 - leak, 0), min(x1 + leak, size[0]), min(y1 + leak, size[1]))]
+    assert not moved[~grid.labels(wide)].any()
+    assert moved[grid.labels([region], rule="half")].all()
+    assert not moved[-1]
