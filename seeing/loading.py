@@ -31,6 +31,13 @@ _ORIGINALS = {
     "chatglm": "zai-org/GLM-4.1V-9B-Thinking",
 }
 
+#: Owners on the hub whose own releases are not in transformers' format, and a checkpoint that is.
+_ORIGINAL_OWNERS = {
+    "OpenGVLab": "OpenGVLab/InternVL3_5-8B-HF",
+    "liuhaotian": "llava-hf/llava-1.5-7b-hf",
+    "lmms-lab": "llava-hf/llava-onevision-qwen2-7b-ov-hf",
+}
+
 #: What transformers raises on files that are absent, broken, or say something else than it expects.
 _BROKEN = (
     OSError,
@@ -105,7 +112,7 @@ def _open(x: Any, kwargs: dict[str, Any], known: bool) -> tuple[nn.Module, Any]:
     if x in ZOO:
         return open_zoo(x, **kwargs)
     where = str(x)
-    _check_place(where)
+    _check_place(where, bool(kwargs.get("trust_remote_code")))
     # Said rather than left open: transformers would ask at the terminal.
     kwargs = {"trust_remote_code": False} | kwargs
     shared = {key: kwargs[key] for key in _WHERE if key in kwargs}
@@ -140,7 +147,7 @@ def _open(x: Any, kwargs: dict[str, Any], known: bool) -> tuple[nn.Module, Any]:
     return model, processor
 
 
-def _check_place(where: str) -> None:
+def _check_place(where: str, trusting: bool) -> None:
     """A folder of a model, or what may be a hub id."""
     if _exists(where):
         if not (Path(where) / "config.json").is_file():
@@ -159,6 +166,15 @@ def _check_place(where: str) -> None:
             f"no model {where[:200]!r}: no such folder, and not an embedded model ({', '.join(ZOO)}); "
             f"a hub id looks like 'llava-hf/llava-1.5-7b-hf'"
         )
+    else:
+        # Said from the id alone: to ask the hub first takes a while, and a connection.
+        owner, _, name = where.partition("/")
+        like = _ORIGINAL_OWNERS.get(owner)
+        if like is not None and not name.lower().endswith("-hf") and not trusting:
+            raise CannotLoad(
+                f"{where!r} is an original release, for its authors' own code; expected a checkpoint for "
+                f"transformers' own classes: take its '-hf' kind, such as {like!r}"
+            )
 
 
 def _check_release(where: str, shared: dict[str, Any]) -> None:

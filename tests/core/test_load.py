@@ -403,3 +403,17 @@ def test_load_is_the_function_however_it_was_imported():
     code = "import seeing.loading, seeing.proof; import seeing; print(type(seeing.load).__name__)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.stdout.strip() == "function", done.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "like"),
+    [
+        ("OpenGVLab/InternVL3_5-8B", "OpenGVLab/InternVL3_5-8B-HF"),
+        ("liuhaotian/llava-v1.5-7b", "llava-hf/llava-1.5-7b-hf"),
+    ],
+)
+def test_the_id_of_an_original_release_is_refused_without_asking_the_hub(name, like, monkeypatch):
+    monkeypatch.setattr(seeing.loading, "AutoConfig", None)
+    text = refusal(name)
+    assert "original release" in text
+    assert f"such as {like!r}" in text
