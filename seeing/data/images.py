@@ -7,6 +7,7 @@ place, and what can't be is refused with the reason, before anything runs.
 
 from __future__ import annotations
 
+import mimetypes
 import struct
 import warnings
 from os import PathLike
@@ -67,6 +68,9 @@ def _from_file(path: Path) -> Image.Image:
     try:
         if not path.exists():
             raise BadImage(f"no such image file: {path}")
+        kind = (mimetypes.guess_type(path.name)[0] or "").split("/")[0]
+        if kind in ("video", "audio"):
+            raise BadImage(f"{path} is named as {kind}: only pictures are read; give one frame as a picture")
     except OSError as error:  # a name that no file system takes: a URL or a file's content, say
         raise BadImage(f"no such image file: {path!s:.80} ({error.strerror})") from error
     if path.is_dir():

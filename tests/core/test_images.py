@@ -268,3 +268,10 @@ def test_paths_that_lead_nowhere(tmp_path):
     with pytest.raises(BadImage, match="no such image file") as error:
         load_image("iVBORw0KGgo" * 1000)
     assert len(str(error.value)) < 300
+
+
+@pytest.mark.parametrize(("name", "kind"), [("clip.mp4", "video"), ("voice.wav", "audio")])
+def test_a_video_and_a_sound_are_refused_as_such(tmp_path, name, kind):
+    (tmp_path / name).write_bytes(b"\0" * 64)
+    with pytest.raises(BadImage, match=f"named as {kind}: only pictures are read"):
+        load_image(tmp_path / name)
