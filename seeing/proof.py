@@ -7,6 +7,7 @@ compared with what the model did:
 * rows: pattern · v is the kernel's output, rows sum to one, masked keys are exactly zero, in the
   first, middle and last layer of both stacks;
 * names: every listed name fires and has its declared shape; tracing leaves the logits as they were;
+* the text layers are as many as the configuration says, and each takes up what the one before left;
 * the residual stream adds up, and so do the heads: resid_pre + attn_out = resid_mid,
   resid_mid + mlp_out = resid_post, Σ attn.result + bias = attn_out;
 * the image arrives: what enters the text model at the image's tokens is projector.out, in order;

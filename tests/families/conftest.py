@@ -65,17 +65,26 @@ class Twin:
 
     def run(self, inputs: dict[str, torch.Tensor], edits=None, hooks=(), grad: bool = False) -> Any:
         """``hooks``: (module, "in" or "out", function of the tensor)."""
-        self.edits, self.calls = edits or {}, {}
+        self._by_hand(edits or {})
         undo = [self._hook(*hook) for hook in hooks]
-        AttentionInterface.register("by_hand", self.attend)
-        AttentionMaskInterface.register("by_hand", eager_mask)
-        self.model.set_attn_implementation("by_hand")
         try:
             with torch.set_grad_enabled(grad):
                 return self.model(**inputs).logits
         finally:
             for handle in undo:
                 handle.remove()
+
+    @torch.no_grad()
+    def generate(self, inputs: dict[str, torch.Tensor], **settings: Any) -> torch.Tensor:
+        """The ids of a generation, every step's attention by hand."""
+        self._by_hand({})
+        return self.model.generate(**inputs, **settings)
+
+    def _by_hand(self, edits: dict) -> None:
+        self.edits, self.calls = edits, {}
+        AttentionInterface.register("by_hand", self.attend)
+        AttentionMaskInterface.register("by_hand", eager_mask)
+        self.model.set_attn_implementation("by_hand")
 
     @staticmethod
     def _hook(module, side, fn):

@@ -112,29 +112,25 @@ def test_result_written_back_is_the_same_model(case, prompt, plain, layer):
 
 
 def test_the_tower_is_written_in_reading_order(case, prompt, plain):
-    """The pattern of the tower made uniform over its block for one row; and a patch's stream moved."""
+    """Its pattern written back as it is, and one patch's stream turned round, in the tower's own slot."""
     stack = case.vlm.family.vision(case.twin.model)
     order = case.vlm.family.patch_order(case.model, prompt.inputs)
-    for layer in (0,):
-        same = written(case, prompt, f"vision.{layer}.attn.pattern", lambda value: value.clone())
-        close(same, plain)
-        at = 0 if order is None or not stack.packed else int(order[2])
-        axis = 0 if stack.packed else 1
+    close(written(case, prompt, "vision.0.attn.pattern", lambda value: value.clone()), plain)
+    slot = 2 if stack.packed else 0
+    where = int(order[slot]) if stack.packed else 0
 
-        def spike(value, where=at, axis=axis):
-            value = value.clone()
-            value.narrow(axis, where, 1).mul_(-1)
-            return value
+    def spike(value):
+        value = value.clone()
+        value.narrow(0 if stack.packed else 1, where, 1).mul_(-1)
+        return value
 
-        slot = 2 if order is not None and stack.packed else at
+    def seen(value):
+        value = value.clone()
+        value[:, slot] *= -1
+        return value
 
-        def seen(value, slot=slot):
-            value = value.clone()
-            value[:, slot] *= -1
-            return value
-
-        expected = case.twin.run(prompt.inputs, hooks=[(stack.layers[layer], "in", spike)])
-        moves(written(case, prompt, f"vision.{layer}.resid_pre", seen), expected, plain)
+    expected = case.twin.run(prompt.inputs, hooks=[(stack.layers[0], "in", spike)])
+    moves(written(case, prompt, "vision.0.resid_pre", seen), expected, plain)
 
 
 def test_an_identity_edit_moves_by_rounding_and_a_cut_moves(case, prompt, plain):
