@@ -16,27 +16,18 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from seeing.families.family import Family, FamilyContractError, Stack
+from seeing.families.family import FamilyContractError
 from seeing.families.squashed import whole_grid
-from seeing.families.stacks import decoder_stack, raster_tower
+from seeing.families.stacks import DecoderAndTower
 from seeing.grid import VisualGrid
 
 
-class Gemma3(Family):
+class Gemma3(DecoderAndTower):
     """`Gemma3ForConditionalGeneration`."""
 
     name = "gemma3"
     model_types = frozenset({"gemma3"})
     required = ("token_type_ids",)
-
-    def text(self, model: nn.Module) -> Stack:
-        return decoder_stack(model.get_decoder())
-
-    def vision(self, model: nn.Module) -> Stack:
-        return raster_tower(model.get_encoder(modality="image"))
-
-    def projector(self, model: nn.Module) -> nn.Module:
-        return model.model.multi_modal_projector
 
     def placeholder(self, processor: Any) -> str:
         return processor.boi_token

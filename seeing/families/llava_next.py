@@ -26,28 +26,19 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from seeing.families.family import Family, FamilyContractError, Stack
-from seeing.families.stacks import decoder_stack, raster_tower
+from seeing.families.family import Family, FamilyContractError
+from seeing.families.stacks import DecoderAndTower
 from seeing.grid import Level, View, VisualGrid, cells
 from seeing.rectangles import ROUNDING
 
 
-class LlavaNext(Family):
+class LlavaNext(DecoderAndTower):
     """`LlavaNextForConditionalGeneration`."""
 
     name = "llava_next"
     model_types = frozenset({"llava_next"})
     required = ("image_sizes",)
     packs = True
-
-    def text(self, model: nn.Module) -> Stack:
-        return decoder_stack(model.get_decoder())
-
-    def vision(self, model: nn.Module) -> Stack:
-        return raster_tower(model.get_encoder(modality="image"))
-
-    def projector(self, model: nn.Module) -> nn.Module:
-        return model.model.multi_modal_projector
 
     def n_tokens(self, model: nn.Module, processor: Any, image_size: tuple[int, int]) -> int:
         tile = self._tile(model, processor)

@@ -17,27 +17,17 @@ from typing import Any
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from seeing.families.family import Family, Stack
 from seeing.families.squashed import whole_grid
-from seeing.families.stacks import decoder_stack, raster_tower
+from seeing.families.stacks import DecoderAndTower
 from seeing.grid import VisualGrid
 
 
-class PaliGemma(Family):
+class PaliGemma(DecoderAndTower):
     """`PaliGemmaForConditionalGeneration`."""
 
     name = "paligemma"
     model_types = frozenset({"paligemma"})
     required = ("token_type_ids",)
-
-    def text(self, model: nn.Module) -> Stack:
-        return decoder_stack(model.get_decoder())
-
-    def vision(self, model: nn.Module) -> Stack:
-        return raster_tower(model.get_encoder(modality="image"))
-
-    def projector(self, model: nn.Module) -> nn.Module:
-        return model.model.multi_modal_projector
 
     def plain(self, processor: Any, n_images: int, instruction: str) -> str:
         return self.placeholder(processor) * n_images + instruction

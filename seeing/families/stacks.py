@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from seeing.families.family import Stack
+from seeing.families.family import Family, Stack
 
 
 def decoder_stack(decoder: nn.Module, **parts: Any) -> Stack:
@@ -48,3 +48,16 @@ def raster_tower(tower: nn.Module, **parts: Any) -> Stack:
         )
         | parts
     )
+
+
+class DecoderAndTower(Family):
+    """A family of these two stacks, with a ``multi_modal_projector`` between them."""
+
+    def text(self, model: nn.Module) -> Stack:
+        return decoder_stack(model.get_decoder())
+
+    def vision(self, model: nn.Module) -> Stack:
+        return raster_tower(model.get_encoder(modality="image"))
+
+    def projector(self, model: nn.Module) -> nn.Module:
+        return model.model.multi_modal_projector

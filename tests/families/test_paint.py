@@ -10,7 +10,6 @@ from __future__ import annotations
 import copy
 import functools
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import example, given, settings
@@ -18,6 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from tiny.merged import BUILDERS as MERGED
 from tiny.packed import BUILDERS as PACKED
+from tiny.pictures import noise, painted
 
 import seeing
 from seeing.families import FamilyContractError
@@ -64,19 +64,6 @@ def vlm_of(name: str) -> seeing.VLM:
             for weight in getattr(stack.attention(layer), stack.out).parameters():
                 weight.zero_()
     return vlm
-
-
-def noise(size: tuple[int, int], seed: int = 0) -> Image.Image:
-    return Image.fromarray(
-        np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
-    )
-
-
-def painted(picture: Image.Image, region: tuple[int, int, int, int]) -> Image.Image:
-    pixels = np.array(picture)
-    x0, y0, x1, y1 = region
-    pixels[y0:y1, x0:x1] += 128
-    return Image.fromarray(pixels)
 
 
 def region_of(size: tuple[int, int], corners: tuple[float, ...]) -> tuple[int, int, int, int]:

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import functools
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 from tiny.merged import MIXED, gemma4, mistral3, paligemma
 from tiny.packed import BUILDERS as PACKED
+from tiny.pictures import noise, painted
 from transformers import Ministral3Config
 
 import seeing
@@ -61,19 +60,6 @@ def vlm_of(name: str) -> seeing.VLM:
 @pytest.fixture(params=MADE)
 def name(request) -> str:
     return request.param
-
-
-def noise(size: tuple[int, int], seed: int = 0) -> Image.Image:
-    return Image.fromarray(
-        np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
-    )
-
-
-def painted(picture: Image.Image, region: tuple[int, int, int, int]) -> Image.Image:
-    pixels = np.array(picture)
-    x0, y0, x1, y1 = region
-    pixels[y0:y1, x0:x1] += 128
-    return Image.fromarray(pixels)
 
 
 @pytest.fixture

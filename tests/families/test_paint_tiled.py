@@ -9,12 +9,12 @@ from __future__ import annotations
 import copy
 import functools
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from tiny.pictures import noise, painted
 from tiny.tiled import BUILDERS
 
 import seeing
@@ -45,19 +45,6 @@ def parts(name: str):
             for weight in getattr(stack.attention(layer), stack.out).parameters():
                 weight.zero_()
     return family, model, processor
-
-
-def noise(size: tuple[int, int], seed: int = 0) -> Image.Image:
-    return Image.fromarray(
-        np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
-    )
-
-
-def painted(picture: Image.Image, region: tuple[int, int, int, int]) -> Image.Image:
-    pixels = np.array(picture)
-    x0, y0, x1, y1 = region
-    pixels[y0:y1, x0:x1] += 128
-    return Image.fromarray(pixels)
 
 
 def inputs_of(name: str, pictures: list[Image.Image]) -> dict[str, torch.Tensor]:

@@ -16,6 +16,7 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from tiny.pictures import noise, painted
 from tiny.tiles_last import BUILDERS, SIDE, cohere2_rule
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import get_optimal_tiled_canvas
 from transformers.models.idefics3.image_processing_pil_idefics3 import (
@@ -60,19 +61,6 @@ def parts(name: str):
             for weight in getattr(stack.attention(layer), stack.out).parameters():
                 weight.zero_()
     return family, model, processor
-
-
-def noise(size: tuple[int, int], seed: int = 0) -> Image.Image:
-    return Image.fromarray(
-        np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
-    )
-
-
-def painted(picture: Image.Image, region: tuple[int, int, int, int]) -> Image.Image:
-    pixels = np.array(picture)
-    x0, y0, x1, y1 = region
-    pixels[y0:y1, x0:x1] += 128
-    return Image.fromarray(pixels)
 
 
 def inputs_of(name: str, rows: list[list[Image.Image]]) -> dict[str, torch.Tensor]:
