@@ -72,17 +72,19 @@ class Prompt:
         """Where the image's tokens are keys: the prompt itself, or the keys of its cross-attention layers."""
         return self if self.cross is None else self.cross
 
+    def with_turns(self, edit: Callable[[int, Turn], Turn]) -> Prompt:
+        """The same prompt with each row made of ``edit(row, turn)``."""
+        return self._rebuild(tuple(edit(row, turn) for row, turn in enumerate(self.turns)))
+
     def with_images(self, edit: Callable[[int, Image.Image], Image.Image]) -> Prompt:
         """The same prompt with each row's first picture replaced by ``edit(row, picture)``."""
-        turns = tuple(
-            replace(turn, images=(edit(row, turn.images[0]), *turn.images[1:]))
-            for row, turn in enumerate(self.turns)
+        return self.with_turns(
+            lambda row, turn: replace(turn, images=(edit(row, turn.images[0]), *turn.images[1:]))
         )
-        return self._rebuild(turns)
 
     def with_template(self, template: Template | None) -> Prompt:
         """The same prompt asked in another template."""
-        return self._rebuild(tuple(replace(turn, template=template) for turn in self.turns))
+        return self.with_turns(lambda _, turn: replace(turn, template=template))
 
     def row(self, index: int) -> Prompt:
         """Row ``index`` as a prompt of its own, without padding."""
