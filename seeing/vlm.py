@@ -22,6 +22,7 @@ from jaxtyping import Float
 from nnsight import TransformersModel
 from nnsight.intervention.interleaver import Mediator
 from torch import Tensor, nn
+from transformers import Cache
 
 from seeing import sitemap
 from seeing.answer import Answer, Prefill
@@ -87,6 +88,8 @@ class VLM(TransformersModel):
         self.cfg = config_of(family, model)
         #: What was added by `with_edits`, or None.
         self.edits: Edits | None = None
+        #: Whether no earlier token of a prompt sees its last one, as the proof finds; None before it ran.
+        self.last_unseen: bool | None = None
         self._program: Program | None = None
         self._mediator: Mediator | None = None
         # Shared with every edited copy: whichever of them runs, the program finds its prompt.
@@ -238,8 +241,19 @@ class VLM(TransformersModel):
             tracer.stop()
         return values
 
-    def prefill(self, prompt: Prompt, names: str | Iterable[str], queries: Queries = "last") -> Prefill:
-        """Read names in a prompt pass that keeps its keys and values, to go on from."""
+    def prefill(
+        self,
+        prompt: Prompt,
+        names: str | Iterable[str],
+        queries: Queries = "last",
+        *,
+        past_key_values: Cache | None = None,
+    ) -> Prefill:
+        """Read names in a prompt pass that keeps its keys and values, to go on from.
+
+        They are kept in ``past_key_values``, an empty KV cache, where one is given: one that records its past
+        can be shortened also where a sliding window is full.
+        """
         need_prompt(prompt)
         wanted = names_to_read(names, self.sites, self.cfg.n_layers)
         readout = Readout(self.sites, prompt, wanted, queries, self.device)
@@ -247,6 +261,8 @@ class VLM(TransformersModel):
         # By generate, though it decodes nothing more: whatever the family, left-padded rows then have the
         # positions that decoding goes on from.
         settings = dict(max_new_tokens=1, **_GREEDY)
+        if past_key_values is not None:
+            settings["past_key_values"] = past_key_values
         with torch.no_grad(), self.generate(prompt, **settings) as tracer:
             readout.run(values)
             values["result"] = tracer.result

@@ -8,7 +8,8 @@ from seeing.methods.controls import (
     oracle_attention,
 )
 from seeing.methods.method import Base, Edited, Method
-from seeing.methods.vea import BoostInPass, SecondLook, Vea, WindowHighlight, vea
+from seeing.methods.second_look import SecondLook
+from seeing.methods.vea import BoostInPass, Vea, WindowHighlight, vea
 
 __all__ = [
     "Base",

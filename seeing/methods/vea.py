@@ -4,7 +4,7 @@
 grounding layers in one pass, turns it into a soft map over the picture, dims the rest and asks again
 (`Vea`). The same evidence can be made to count inside the model, by a bias on the last token's
 attention: in the same pass, behind the layers that are read (`BoostInPass`), or when the last token
-alone is run again (`SecondLook`).
+alone is run again (`second_look.SecondLook`).
 """
 
 from __future__ import annotations
@@ -14,11 +14,9 @@ from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor
-from transformers import Cache
 
-from seeing.edits import Highlight, Positions, ScaleAttention, seen
-from seeing.edits.seen import mean_rows, seen_mask
-from seeing.edits.select import BadEdit
+from seeing.edits import Highlight, ScaleAttention, seen
+from seeing.edits.seen import mean_rows
 from seeing.maps import evidence_map
 from seeing.methods.method import (
     Answers,
@@ -116,64 +114,6 @@ class BoostInPass(Method):
 
     def answer(self, vlm: VLM, prompt: Prompt) -> Answers:
         return vlm.with_edits(self.edit()).answer(prompt)
-
-
-@dataclass(frozen=True)
-class SecondLook(Method):
-    """Run the prompt, read everywhere, run the last token again with the own region boosted, decode on.
-
-    The last token's row changes nothing before it, so where no earlier query sees the last token the
-    keys and values of the prompt stay valid: the last token is dropped from the KV cache and run
-    again, boosted. The result is that of a whole second pass, for the price of one decoded token.
-    """
-
-    heads: HeadTable
-    gain: float = 4.0
-    layers: Any = "all"
-    window: tuple[int, int] = (2, 2)
-    about = "run the last token again, own region boosted, on the kept KV cache"
-
-    def boost(self, prompt: Prompt, rows: Float[Tensor, "batch key"]) -> ScaleAttention:
-        """The edit of the second look, on the region that ``rows`` point at."""
-        mask = seen_mask(prompt, rows, self.window, clean=True)
-        return ScaleAttention(keys=Positions.of_mask(mask), gain=self.gain, layers=self.layers)
-
-    def answer(self, vlm: VLM, prompt: Prompt) -> Answers:
-        if prompt.cross is not None:
-            raise BadEdit(
-                "a second look drops the last token from the KV cache, and with it an image key from the "
-                "cache of cross-attention layers; boost in one pass instead"
-            )
-        names = [f"text.{layer}.attn.pattern" for layer in sorted(self.heads)]
-        first = vlm.prefill(prompt, names, queries=[-2, -1])
-        rows = {layer: first.activations[name] for layer, name in zip(sorted(self.heads), names)}
-        _refuse_unless_causal(rows)
-        last = {layer: row[:, :, -1] for layer, row in rows.items()}
-        boost = self.boost(prompt, mean_rows(last, self.heads.items()))
-        _drop_last(first.past_key_values)
-        return vlm.with_edits(boost).answer(prompt, past_key_values=first.past_key_values)
-
-
-def _drop_last(cache: Cache) -> None:
-    """Take the last token out of a KV cache. Raises `BadEdit` for a cache that can't give it up."""
-    try:
-        cache.crop(-1)
-    except RuntimeError as error:
-        raise BadEdit(
-            f"a second look drops the last token from the KV cache, and this model's can't: its sliding or "
-            f"linear layers keep no past ({error}); boost in one pass instead"
-        ) from error
-
-
-def _refuse_unless_causal(rows: dict[int, Float[Tensor, "batch head 2 key"]]) -> None:
-    """A second look is exact only where the token before the last does not see the last."""
-    for layer, row in rows.items():
-        if (row[:, :, 0, -1] != 0).any():
-            raise BadEdit(
-                f"layer {layer} lets an earlier token see the last one (a prefix-bidirectional prompt): "
-                f"an edit of the last row changes earlier keys, and a second look on the kept cache would be "
-                f"wrong"
-            )
 
 
 def own_rows(vlm: VLM, prompt: Prompt, heads: HeadTable) -> Float[Tensor, "batch key"]:
