@@ -261,6 +261,9 @@ class VLM(TransformersModel):
         # By generate, though it decodes nothing more: whatever the family, left-padded rows then have the
         # positions that decoding goes on from.
         settings = dict(max_new_tokens=1, **_GREEDY)
+        if self._module._supports_logits_to_keep():
+            # Told by a number how many logits are wanted, Gemma 4 runs no other rows in its last layers.
+            settings["logits_to_keep"] = torch.tensor([-1], device=self.device)
         if past_key_values is not None:
             settings["past_key_values"] = past_key_values
         with torch.no_grad(), self.generate(prompt, **settings) as tracer:
