@@ -19,7 +19,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -130,9 +129,8 @@ class AttentionCall:
     def _scores(self, rows: Rows) -> Float[Tensor, "batch head rows key"]:
         rows = rows.to(self.q.device)
         q = _pick(self.q, rows)
-        grouped = rearrange(q.float(), "b (kv g) r d -> b kv (g r) d", kv=self.k.shape[1])
-        raw = grouped @ self.k.float().transpose(-1, -2) * self.scaling
-        raw = rearrange(raw, "b kv (g r) k -> b (kv g) r k", r=q.shape[2])
+        raw = self._grouped(q) @ self.k.float().transpose(-1, -2) * self.scaling
+        raw = raw.unflatten(2, (-1, q.shape[2])).flatten(1, 2)
         if self.softcap is not None:
             raw = torch.tanh(raw / self.softcap) * self.softcap
         return self._masked(raw, rows)
@@ -151,9 +149,16 @@ class AttentionCall:
 
     def z(self, pattern: Float[Tensor, "batch head rows key"]) -> Float[Tensor, "batch rows head d_value"]:
         """What each head writes out for these rows: pattern · v, in float32."""
-        grouped = rearrange(pattern.float(), "b (kv g) r k -> b kv (g r) k", kv=self.v.shape[1])
-        out = grouped @ self.v.float()
-        return rearrange(out, "b kv (g r) d -> b r (kv g) d", r=pattern.shape[2])
+        out = self._grouped(pattern) @ self.v.float()
+        # batch kv_head group row d_value
+        out = out.unflatten(2, (-1, pattern.shape[2]))
+        return out.permute(0, 3, 1, 2, 4).flatten(2, 3)
+
+    def _grouped(
+        self, rows: Float[Tensor, "batch head rows n"]
+    ) -> Float[Tensor, "batch kv_head group_rows n"]:
+        """Rows in float32, those of the query heads that share a key head one behind the other."""
+        return rows.float().unflatten(1, (self.k.shape[1], -1)).flatten(2, 3)
 
     def write(
         self,

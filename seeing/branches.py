@@ -7,28 +7,17 @@ root mean square of the whole) does too, so that the shares still add up to what
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+import functools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from einops import einsum, rearrange
 from torch import Tensor, nn
 
 from seeing.operations import Branch, Link
 from seeing.order import Order
-from seeing.sites import Derived, Spot, own
-
-
-def take_first(served: Any) -> Tensor:
-    """A tensor, or the first element of a tuple."""
-    return served[0] if isinstance(served, tuple) else served
-
-
-def put_first(served: Any, value: Tensor) -> Any:
-    """The reverse of `take_first`."""
-    return (value, *served[1:]) if isinstance(served, tuple) else value
+from seeing.sites import Derived, Spot, own, put_first, take_first
 
 
 @dataclass(frozen=True)
@@ -78,9 +67,13 @@ class HeadMap:
 
     def heads(self, z: Tensor) -> Tensor:
         """(batch, pos, head, d_head) -> (batch, pos, head, d_model)."""
-        weight = rearrange(self.weight().to(z.dtype), "d_model (head d) -> head d d_model", head=z.shape[2])
-        shares = einsum(z, weight, "batch pos head d, head d d_model -> batch pos head d_model")
+        shares = self._projected(z)
         return shares if not self.links else shares * self._scale(shares)[:, :, None]
+
+    def _projected(self, z: Tensor) -> Tensor:
+        """Each head's share of what the output projection gives, its bias left out."""
+        weight = self.weight().to(z.dtype).unflatten(1, (z.shape[2], -1))
+        return torch.einsum("bphd,mhd->bphm", z, weight)
 
     def total(self, shares: Tensor, z: Tensor) -> Tensor:
         """What the shares of all heads add up to at the stream, the projection's bias with them."""
@@ -92,9 +85,7 @@ class HeadMap:
         bias = self.out.bias.to(z.dtype)
         if not self.links:
             return bias
-        weight = rearrange(self.weight().to(z.dtype), "d_model (head d) -> head d d_model", head=z.shape[2])
-        shares = einsum(z, weight, "batch pos head d, head d d_model -> batch pos head d_model")
-        return bias * self._scale(shares)
+        return bias * self._scale(self._projected(z))
 
     def _scale(self, shares: Tensor) -> Tensor:
         """By what each coordinate of the projection's output is multiplied on its way to the stream."""
@@ -118,11 +109,11 @@ def _readable(out: nn.Module) -> Callable[[], Tensor]:
     weight = getattr(out, "weight", None)
     if isinstance(weight, Tensor):
         if weight.is_floating_point() and weight.ndim == 2 and not hasattr(weight, "quant_state"):
-            return lambda: out.weight
+            return functools.partial(getattr, out, "weight")
         if getattr(weight, "quant_state", None) is not None:
-            return lambda: _from_4_bit(out.weight)
+            return functools.partial(_from_4_bit, out)
         if getattr(weight, "SCB", None) is not None:
-            return lambda: out.weight.data.float() * out.weight.SCB[:, None] / 127
+            return functools.partial(_from_8_bit, out)
     found = f"{weight.dtype}, {tuple(weight.shape)}" if isinstance(weight, Tensor) else "no weight"
     raise NotLinear(
         f"heads are followed through the output projection's weight in floating point, {type(out).__name__} "
@@ -130,10 +121,14 @@ def _readable(out: nn.Module) -> Callable[[], Tensor]:
     )
 
 
-def _from_4_bit(weight: Tensor) -> Tensor:
+def _from_4_bit(out: nn.Module) -> Tensor:
     from bitsandbytes.functional import dequantize_4bit
 
-    return dequantize_4bit(weight.data, weight.quant_state)
+    return dequantize_4bit(out.weight.data, out.weight.quant_state)
+
+
+def _from_8_bit(out: nn.Module) -> Tensor:
+    return out.weight.data.float() * out.weight.SCB[:, None] / 127
 
 
 def _is_identity(module: nn.Module | None) -> bool:
@@ -163,6 +158,20 @@ def _frozen(norm: nn.Module, value: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
+class Shown:
+    """While it is open, ``place`` holds ``value``. A class: a decorated function could not travel."""
+
+    place: list[Tensor]
+    value: Tensor
+
+    def __enter__(self) -> None:
+        self.place[:] = [self.value]
+
+    def __exit__(self, *error: object) -> None:
+        self.place.clear()
+
+
+@dataclass(frozen=True)
 class Result(Derived):
     """``attn.result``: what each head adds to the residual stream, z · W_O and what stands behind it.
 
@@ -177,13 +186,8 @@ class Result(Derived):
     edited: list[Tensor] = field(default_factory=list, compare=False, repr=False)
     order: Order | None = field(default=None, repr=False)
 
-    @contextmanager
-    def shown(self, value: Tensor) -> Iterator[None]:
-        self.edited[:] = [value]
-        try:
-            yield
-        finally:
-            self.edited.clear()
+    def shown(self, value: Tensor) -> Shown:
+        return Shown(self.edited, value)
 
     def derive(self, served: Any) -> Tensor:
         if self.edited:

@@ -8,6 +8,7 @@ that deals q, k and v out to the calls.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -72,14 +73,7 @@ class Kernel:
 
         A copy: keys and values lie in the KV cache too, and are shared between layers in Gemma 4.
         """
-
-        def take(served):
-            return served[0][place].transpose(1, 2)
-
-        def put(served, value):
-            args, kwargs = served
-            return (*args[:place], value.transpose(1, 2), *args[place + 1 :]), kwargs
-
+        take, put = functools.partial(_take_part, place), functools.partial(_put_part, place)
         return Copied(name, self.source, self.source, take, put)
 
 
@@ -149,19 +143,27 @@ class KernelZ(Derived):
         return self.kernel.put(served, value)
 
 
-def kernel_output(name: str, path: str) -> Spot:
-    """``attn.z`` as the kernel gave it."""
-    return Spot(name, f"{path}.output", lambda served: served[0], lambda served, z: (z, *served[1:]))
+def _take_part(place: int, served: Any) -> Tensor:
+    return served[0][place].transpose(1, 2)
+
+
+def _put_part(place: int, served: Any, value: Tensor) -> Any:
+    args, kwargs = served
+    return (*args[:place], value.transpose(1, 2), *args[place + 1 :]), kwargs
 
 
 def gated_z(name: str, out_path: str, n_heads: int) -> Spot:
     """``attn.z`` behind a gate: the output projection's input, head by head."""
+    return Spot(name, f"{out_path}.input", functools.partial(_take_heads, n_heads), _put_heads)
 
-    def put(served, z):
-        args, kwargs = served
-        return (z.flatten(2), *args[1:]), kwargs
 
-    return Spot(name, f"{out_path}.input", lambda served: served[0][0].unflatten(-1, (n_heads, -1)), put)
+def _take_heads(n_heads: int, served: Any) -> Tensor:
+    return served[0][0].unflatten(-1, (n_heads, -1))
+
+
+def _put_heads(served: Any, z: Tensor) -> Any:
+    args, kwargs = served
+    return (z.flatten(2), *args[1:]), kwargs
 
 
 @dataclass(frozen=True)

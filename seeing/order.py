@@ -31,6 +31,18 @@ class Order:
     features: Int[Tensor, " token"] | None = None
     known: bool = True
 
+    def follow(self, patches: Int[Tensor, " patch"] | None, features: Int[Tensor, " token"] | None) -> None:
+        """From here on the tower runs in this order."""
+        self.patches, self.features, self.known = patches, features, True
+
+    def forget(self) -> None:
+        """From here on the tower runs in an order that is not known."""
+        self.patches, self.features, self.known = None, None, False
+
+    def __reduce__(self) -> tuple:
+        # It is set at the start of every run: what the last one left behind does not travel.
+        return Order, ()
+
     def read(self, value: Tensor, axis: int) -> Tensor:
         """``value`` of the tower with its patches in reading order; a tensor of its own."""
         slots = self._patches(value.shape[axis])

@@ -11,22 +11,32 @@ A batch is a prompt too: rows are padded on the left, spans and grids are shifte
 
 from __future__ import annotations
 
+import copyreg
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Int
 from PIL import Image
 from torch import Tensor, nn
 
 from seeing.families import Family, FamilyContractError
-from seeing.grid import VisualGrid
+from seeing.grid import Box, VisualGrid
 from seeing.spans import Rendered, Spans, label, label_keys
 from seeing.turns import PAPER_TEMPLATES, BadPrompt, Template, Turn, templates_of
+from seeing.wire import travels_as
 
 #: Marks around the words of a turn: characters of Unicode's private use.
 _OPEN, _CLOSE = "\ue000", "\ue001"
+
+
+@dataclass(frozen=True)
+class Told:
+    """What a prompt that runs elsewhere keeps of a turn: no pictures, and nothing to ask anew with."""
+
+    question: str
+    boxes: tuple[Box, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,15 +52,21 @@ class Prompt:
         batched: whether it was asked for as a batch, so that answers come back as a list.
         cross: for models with cross-attention layers, the same over the keys of those layers: spans
             and grids whose positions count keys, with no inputs of its own. None for all others.
+        patch_order: for a packed tower, its slot of each patch in reading order (`Family.patch_order`).
+        feature_order: likewise the projector's slot of each image token (`Family.feature_order`).
+        pictured: whether edits of the pictures are made already, so that a run does not make them again.
     """
 
     inputs: dict[str, Tensor]
-    turns: tuple[Turn, ...]
+    turns: tuple[Turn | Told, ...]
     spans: Spans
     grids: tuple[VisualGrid, ...]
     grid_rows: tuple[int, ...]
     batched: bool = False
     cross: Prompt | None = None
+    patch_order: Int[Tensor, " patch"] | None = None
+    feature_order: Int[Tensor, " token"] | None = None
+    pictured: bool = False
     _rebuild: Callable[[tuple[Turn, ...]], Prompt] | None = field(default=None, repr=False)
 
     def __len__(self) -> int:
@@ -74,7 +90,7 @@ class Prompt:
 
     def with_turns(self, edit: Callable[[int, Turn], Turn]) -> Prompt:
         """The same prompt with each row made of ``edit(row, turn)``."""
-        return self._rebuild(tuple(edit(row, turn) for row, turn in enumerate(self.turns)))
+        return self._made(tuple(edit(row, turn) for row, turn in enumerate(self.turns)))
 
     def with_images(self, edit: Callable[[int, Image.Image], Image.Image]) -> Prompt:
         """The same prompt with each row's first picture replaced by ``edit(row, picture)``."""
@@ -88,7 +104,17 @@ class Prompt:
 
     def row(self, index: int) -> Prompt:
         """Row ``index`` as a prompt of its own, without padding."""
-        return replace(self._rebuild((self.turns[index],)), batched=False)
+        return replace(self._made((self.turns[index],)), batched=False)
+
+    @property
+    def _made(self) -> Callable[[tuple[Turn, ...]], Prompt]:
+        """How the processor makes a prompt of turns."""
+        if self._rebuild is None:
+            raise BadPrompt(
+                "the processor and the pictures stayed where this prompt was made; change it there, before "
+                "the trace"
+            )
+        return self._rebuild
 
     def evidence(self, rule: str = "any") -> Bool[Tensor, "batch pos"]:
         """Which positions hold image tokens on the annotated evidence.
@@ -112,6 +138,15 @@ class Prompt:
                 )
             mask[row, grid.positions[labels]] = True
         return mask
+
+
+def _travelling(prompt: Prompt) -> tuple:
+    """A prompt as it travels: inputs, spans and grids."""
+    told = tuple(Told(turn.question, turn.boxes) for turn in prompt.turns)
+    return copyreg.__newobj__, (Prompt,), {**vars(prompt), "turns": told, "_rebuild": None}
+
+
+travels_as(Prompt, _travelling)
 
 
 def need_prompt(prompt: Any) -> None:
@@ -172,7 +207,9 @@ def build(
         labels.rows,
         batched,
         None if keys is None else Prompt({}, turns, keys.spans, keys.grids, keys.rows),
-        lambda changed: build(family, model, processor, changed, batched=batched),
+        patch_order=family.patch_order(model, inputs),
+        feature_order=family.feature_order(model, inputs),
+        _rebuild=lambda changed: build(family, model, processor, changed, batched=batched),
     )
 
 

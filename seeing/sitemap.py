@@ -7,10 +7,10 @@ from typing import Any
 
 from torch import nn
 
-from seeing.branches import HeadMap, NotLinear, Result, branch_site, put_first, take_first
+from seeing.branches import HeadMap, NotLinear, Result, branch_site
 from seeing.families import Family, FamilyContractError, Stack
 from seeing.families.family import dotted
-from seeing.kernels import AttentionRows, Kernel, KernelZ, PackedKernel, gated_z, kernel_output
+from seeing.kernels import AttentionRows, Kernel, KernelZ, PackedKernel, gated_z
 from seeing.names import Name
 from seeing.operations import Block, Sum, is_gated, kernel_path, logits_path
 from seeing.order import Order, Ordered, TokenOrdered
@@ -38,6 +38,12 @@ class SiteMap(Mapping[str, Site]):
         #: The order of a packed tower, set at the start of every run.
         self.order = order or Order()
 
+    @property
+    def sourced(self) -> set[str]:
+        """The paths of the modules inside whose forward some site lies."""
+        places = (place for site in self._sites.values() for place in site.locations)
+        return {place.split(".source.")[0] for place in places if ".source." in place}
+
     def __getitem__(self, name: str) -> Site:
         return self._sites[name]
 
@@ -57,7 +63,7 @@ def build(family: Family, model: nn.Module, envoy_of: Callable[[nn.Module], Any]
     wiring.tokens("projector.in", module_input, projector)
     wiring.tokens("projector.out", module_output, projector)
     path = logits_path(envoy_of(model)) or envoy_of(family.head(model)).path
-    wiring.add(_operation_output("logits", path))
+    wiring.add(module_output("logits", path))
     return SiteMap(wiring.sites, wiring.kernels, wiring.absent, wiring.order)
 
 
@@ -142,7 +148,7 @@ class _Wiring:
             )
             parts = [(branch, sums[0].path) for branch in sums[0].branches]
         else:
-            self.stream(stack, name("resid_mid"), _operation_output, sums[0].path)
+            self.stream(stack, name("resid_mid"), module_output, sums[0].path)
             parts = [(one.branches[0], one.path) for one in sums]
         for site, (branch, path) in zip(("attn_out", "mlp_out", "ple_out"), parts):
             self.branch(stack, name(site), branch, f"{path}.output", module)
@@ -188,7 +194,7 @@ class _Wiring:
             z = (
                 gated_z(name("attn.z"), out_path, stack.n_heads)
                 if gated
-                else kernel_output(name("attn.z"), kernel.path)
+                else module_output(name("attn.z"), kernel.path)
             )
             source, taken = z.location, z.take
         self.add(z)
@@ -205,10 +211,6 @@ class _Wiring:
         target = site.location if isinstance(site, Spot) else site.target
         order = self.order if stack.packed else None
         self.add(Result(name("attn.result"), source, target, taken, heads, site, order=order))
-
-
-def _operation_output(name: str, path: str) -> Spot:
-    return Spot(name, f"{path}.output", take_first, put_first)
 
 
 def _parts(stack: Stack, module: nn.Module) -> list[str]:

@@ -32,6 +32,11 @@ class Site(ABC):
 
     name: str
 
+    @property
+    @abstractmethod
+    def locations(self) -> tuple[str, ...]:
+        """Where nnsight serves what the site reads and takes what it writes."""
+
     @abstractmethod
     def read(self) -> Tensor:
         """The value now, waiting for the run to reach it."""
@@ -78,6 +83,10 @@ class Spot(Site):
     take: Callable[[Any], Tensor]
     put: Callable[[Any, Tensor], Any]
 
+    @property
+    def locations(self) -> tuple[str, ...]:
+        return (self.location,)
+
     def read(self) -> Tensor:
         return self.take(one_run(self.name, Mediator.value(self.location)))
 
@@ -86,32 +95,38 @@ class Spot(Site):
         Mediator.swap(self.location, self.put(served, _fits(self.name, value, self.take(served))))
 
 
+def take_first(served: Any) -> Tensor:
+    """A tensor, or the first element of a tuple."""
+    return served[0] if isinstance(served, tuple) else served
+
+
+def put_first(served: Any, value: Tensor) -> Any:
+    """The reverse of `take_first`."""
+    return (value, *served[1:]) if isinstance(served, tuple) else value
+
+
+def take_input(served: Any) -> Tensor:
+    """A call's first input, positional or by keyword."""
+    args, kwargs = served
+    return args[0] if args else next(iter(kwargs.values()))
+
+
+def put_input(served: Any, value: Tensor) -> Any:
+    """The reverse of `take_input`."""
+    args, kwargs = served
+    if args:
+        return (value, *args[1:]), kwargs
+    return args, {**kwargs, next(iter(kwargs)): value}
+
+
 def module_output(name: str, path: str) -> Spot:
-    """A module's output: a tensor, or the first element of a tuple."""
-
-    def take(served):
-        return served[0] if isinstance(served, tuple) else served
-
-    def put(served, value):
-        return (value, *served[1:]) if isinstance(served, tuple) else value
-
-    return Spot(name, f"{path}.output", take, put)
+    """A module's output, or the output of an operation: a tensor, or the first element of a tuple."""
+    return Spot(name, f"{path}.output", take_first, put_first)
 
 
 def module_input(name: str, path: str) -> Spot:
     """A module's first input, positional or by keyword."""
-
-    def take(served):
-        args, kwargs = served
-        return args[0] if args else next(iter(kwargs.values()))
-
-    def put(served, value):
-        args, kwargs = served
-        if args:
-            return (value, *args[1:]), kwargs
-        return args, {**kwargs, next(iter(kwargs)): value}
-
-    return Spot(name, f"{path}.input", take, put)
+    return Spot(name, f"{path}.input", take_input, put_input)
 
 
 class LostEdit(RuntimeError):
@@ -186,6 +201,10 @@ class Derived(Site):
     name: str
     source: str
     target: str
+
+    @property
+    def locations(self) -> tuple[str, ...]:
+        return self.source, self.target
 
     @abstractmethod
     def derive(self, served: Any) -> Tensor:

@@ -1,9 +1,9 @@
-"""`VLM`: the traced model.
+"""`VLM`: the model of a study.
 
 nnsight's `TransformersModel` already runs any Hugging Face model under a trace. `VLM` is one, so all
 that nnsight offers still works, and adds what a study of a vision-language model needs: the
-vocabulary of names, prompts that know what each token is, reading many names in one pass, and edits
-that stay attached.
+vocabulary of names (`traced`), prompts that know what each token is, reading many names in one pass, and
+edits that stay attached.
 
 It knows edits by a protocol only (`Edit`): something that adds up, checks itself against a model, may
 change pictures before the processor, and runs as one intervention beside the pass.
@@ -11,16 +11,15 @@ change pictures before the processor, and runs as one intervention beside the pa
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from greenlet import GreenletExit
 from jaxtyping import Float
 from nnsight import TransformersModel
-from nnsight.intervention.interleaver import Mediator
+from nnsight.intervention.iterator import Iterations
+from nnsight.intervention.tracer import InterleavingTracer
 from torch import Tensor, nn
 from transformers import Cache
 
@@ -34,9 +33,9 @@ from seeing.grid import Boxes
 from seeing.prompt import BadPrompt, Prompt, Template, Turn, build, need_prompt
 from seeing.queries import Queries
 from seeing.readout import Readout, names_to_read
-from seeing.sites import HandedOut
-from seeing.views import OutsideTrace, StackView, View, bound
+from seeing.traced import Run, TracedModel
 from seeing.weights import Weights, weights
+from seeing.wire import travels_as
 
 #: One greedy sequence whose probabilities are kept, whatever the checkpoint prefers.
 _GREEDY = dict(do_sample=False, num_beams=1, return_dict_in_generate=True, output_logits=True)
@@ -44,12 +43,15 @@ _GREEDY = dict(do_sample=False, num_beams=1, return_dict_in_generate=True, outpu
 
 @runtime_checkable
 class Program(Protocol):
-    """Edits made ready for one model."""
+    """Edits made ready for one model. It travels with a trace that runs elsewhere, but for ``images``."""
+
+    #: The edits of pictures among them.
+    images: Sequence[Any]
 
     def edit_images(self, prompt: Prompt) -> Prompt:
         """The prompt with its pictures edited, or as it is."""
 
-    def run(self, vlm: VLM, steps: Iterable[int]) -> None:
+    def run(self, vlm: TracedModel, steps: Iterable[int]) -> None:
         """Visit the sites in execution order, in every step of a run. Called inside a trace."""
 
 
@@ -63,18 +65,7 @@ class Edits(Protocol):
         """Check the edits against the model. Raises when they don't fit."""
 
 
-@dataclass
-class Run:
-    """The run in progress: one at a time, for a model and all its edited copies.
-
-    ``looks``: whether it sees the pictures, or goes on from a KV cache behind them.
-    """
-
-    prompt: Prompt | None = None
-    looks: bool = True
-
-
-class VLM(TransformersModel):
+class VLM(TracedModel):
     """A vision-language model under one vocabulary. Made by `seeing.load`.
 
     ``vlm.trace(prompt)`` is nnsight's trace; in it ``vlm.text[3].attn.pattern``,
@@ -91,39 +82,10 @@ class VLM(TransformersModel):
         #: Whether no earlier token of a prompt sees its last one, as the proof finds; None before it ran.
         self.last_unseen: bool | None = None
         self._program: Program | None = None
-        self._mediator: Mediator | None = None
-        # Shared with every edited copy: whichever of them runs, the program finds its prompt.
+        self._mediator = None
+        self._edits_pictures = False
+        self._pixels = family.pixels
         self._run = Run()
-
-    # -- names -----------------------------------------------------------------------------------
-
-    def names(self) -> list[str]:
-        """Every name that this model has, in the order of a forward pass."""
-        return list(self.sites)
-
-    @property
-    def text(self) -> StackView:
-        return StackView(self.sites, "text")
-
-    @property
-    def vision(self) -> StackView:
-        return StackView(self.sites, "vision")
-
-    @property
-    def projector(self) -> View:
-        """``projector.out``, and ``projector.in_`` (``in`` is a word of Python's)."""
-        return View(self.sites, "projector")
-
-    @property
-    def logits(self) -> Float[Tensor, "batch pos d_vocab"]:
-        try:
-            return bound(self.sites, "logits")
-        except OutsideTrace as error:  # an AttributeError here would be looked for in the module
-            raise ValueError(str(error)) from None
-
-    @logits.setter
-    def logits(self, value: Tensor) -> None:
-        self.sites["logits"].write(value)
 
     # -- weights ---------------------------------------------------------------------------------
 
@@ -329,88 +291,71 @@ class VLM(TransformersModel):
             raise TypeError(f"edits are a value of seeing.edits, or several joined by +; got {edits!r}")
         total = edits if self.edits is None else self.edits + edits
         program = total.compile(self)
-        with self.edit() as (tracer, edited):
-            program.run(edited, tracer.iter[:])
+        with self.edit() as (_, edited):
+            program.run(edited, Iterations()[:])
         *others, mediator = edited._edits
         edited._edits = [one for one in others if one is not self._mediator] + [mediator]
         edited.edits, edited._program, edited._mediator = total, program, mediator
+        edited._edits_pictures = bool(program.images)
         return edited
 
-    @property
-    def running(self) -> Prompt | None:
-        """The prompt of the run in progress, which selectors are resolved against."""
-        return self._run.prompt
+    # -- what the processor and the family know ---------------------------------------------------
 
-    @property
-    def looks(self) -> bool:
-        """Whether the run in progress sees its pictures, or goes on from a KV cache behind them."""
-        return self._run.looks
-
-    # -- how nnsight runs it ---------------------------------------------------------------------
-
-    def _batch_size(self, *inputs: Any, **kwargs: Any) -> int:
-        if inputs and isinstance(inputs[0], Prompt):
-            return len(inputs[0])
-        return super()._batch_size(*inputs, **kwargs)
-
-    def _batch(self, invokes: list, fn: Any) -> tuple:
-        """Prompts to the model's keyword tensors; several invokes of prompts become one padded batch."""
-        given = [inputs[0] for inputs, _ in invokes if inputs and isinstance(inputs[0], Prompt)]
-        if not given:
-            self._run.prompt, self._run.looks = None, True
-            args, kwargs = super()._batch(invokes, fn)
-            self._arrange(kwargs)
-            return args, kwargs
-        if len(given) != len(invokes):
-            raise BadPrompt("a trace takes Prompts in all of its invokes, or in none")
-        prompt = given[0] if len(given) == 1 else self._join(given)
-        if self._program is not None:
-            prompt = self._program.edit_images(prompt)
-        kwargs = {key: value for _, more in invokes for key, value in more.items()}
-        self._arrange(prompt.inputs)
-        inputs, kept = dict(prompt.inputs), kwargs.get("past_key_values")
-        self._run.prompt, self._run.looks = prompt, kept is None or kept.get_seq_length() == 0
-        if not self._run.looks:
-            for name in self.family.pixels:
-                inputs.pop(name, None)
-        return (), {**inputs, **kwargs}
-
-    def _arrange(self, inputs: Mapping[str, Any]) -> None:
-        """Set the order of a packed tower for a run on ``inputs``."""
-        order = self.sites.order
-        order.known = set(self.family.required) <= inputs.keys()
-        if order.known:
-            order.patches = self.family.patch_order(self._module, inputs)
-            order.features = self.family.feature_order(self._module, inputs)
+    def _pictured(self, prompt: Prompt) -> Prompt:
+        if self._program is None or prompt.pictured:
+            return prompt
+        return self._program.edit_images(prompt)
 
     def _join(self, prompts: Sequence[Prompt]) -> Prompt:
         turns = [turn for prompt in prompts for turn in prompt.turns]
         return build(self.family, self._module, self.processor, turns, batched=True)
 
-    def interleave(self, fn: Any, *args: Any, **kwargs: Any) -> Any:
-        self.interleaver.handed_out = handed_out = HandedOut()
-        result = super().interleave(self._ending_edits(fn) if self._program else fn, *args, **kwargs)
-        handed_out.check()
-        return result
+    def _arrange(self, inputs: Mapping[str, Any]) -> None:
+        if not set(self.family.required) <= inputs.keys():
+            return super()._arrange(inputs)
+        model = self._module
+        self.sites.order.follow(
+            self.family.patch_order(model, inputs), self.family.feature_order(model, inputs)
+        )
 
-    def _ending_edits(self, fn: Callable) -> Callable:
-        """``fn``, behind which our edits end: their loop over decoded tokens has no end of its own."""
+    # -- running elsewhere -----------------------------------------------------------------------
 
-        @functools.wraps(fn)
-        def run(*args, **kwargs):
-            stopped = True
-            try:
-                result = fn(*args, **kwargs)
-                stopped = False
-                return result
-            finally:
-                mediator = self._mediator
-                pending = mediator.pending
-                if mediator.alive and pending is not None and (stopped or pending.iteration):
-                    mediator.worker.throw(GreenletExit)
-                    mediator.pending = None
+    def trace(self, *inputs: Any, **kwargs: Any) -> Any:
+        """nnsight's trace. ``remote=True`` runs it where the model is, with all edits."""
+        return super().trace(*inputs, **{"tracer_cls": Trace} | kwargs)
 
-        return run
+    def _remoteable_class(self) -> type:
+        return TransformersModel
+
+
+class Trace(InterleavingTracer):
+    """A trace of a `VLM`. Where it runs elsewhere it carries its prompt with the pictures edited."""
+
+    def __reduce__(self) -> tuple:
+        state = self.__getstate__()
+        state["args"] = tuple(self._pictured(value) for value in self.args)
+        if self.envoy._edits_pictures and not any(isinstance(value, Prompt) for value in self.args):
+            raise BadPrompt(
+                "the edits change pictures, before the trace goes where the model is: hand the Prompt to "
+                "trace or generate itself, not to an invoke"
+            )
+        return object.__new__, (InterleavingTracer,), state
+
+    def _pictured(self, value: Any) -> Any:
+        return replace(self.envoy._pictured(value), pictured=True) if isinstance(value, Prompt) else value
+
+
+def _travelling(vlm: VLM) -> tuple:
+    """A VLM as it travels: a `TracedModel`, with nothing that is needed before or behind a run only."""
+    for envoy in vlm.modules():
+        # As nnsight marks them, but all before the first of our objects that holds one.
+        envoy._module._persistent_id = f"Module:{envoy.path}"
+    state = vlm.__getstate__()
+    stays = ("family", "edits", "_program")
+    return object.__new__, (TracedModel,), {name: value for name, value in state.items() if name not in stays}
+
+
+travels_as(VLM, _travelling)
 
 
 __all__ = ["VLM", "Answer", "Config", "Edits", "Prefill", "Program", "Queries", "StackConfig"]

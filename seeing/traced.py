@@ -1,0 +1,178 @@
+"""`TracedModel`: what a run needs of a model, and all of it that travels.
+
+`VLM` is one, and adds what is done before and behind a run: prompts, reading, answering, attaching edits. A
+trace that runs elsewhere carries a `TracedModel` in its place, so this module keeps to what `wire` asks of
+code that travels.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from greenlet import GreenletExit
+from jaxtyping import Float
+from nnsight import TransformersModel
+from nnsight.intervention.interleaver import Mediator
+from torch import Tensor
+
+from seeing.config import Config
+from seeing.prompt import BadPrompt, Prompt
+from seeing.sitemap import SiteMap
+from seeing.sites import HandedOut
+from seeing.views import OutsideTrace, StackView, View, bound
+
+
+@dataclass
+class Run:
+    """The run in progress: one at a time, for a model and all its edited copies.
+
+    ``looks``: whether it sees the pictures, or goes on from a KV cache behind them.
+    """
+
+    prompt: Prompt | None = None
+    looks: bool = True
+
+    def __reduce__(self) -> tuple:
+        return Run, ()
+
+
+class TracedModel(TransformersModel):
+    """A model under the vocabulary of names, with its edits, as a trace runs it."""
+
+    sites: SiteMap
+    cfg: Config
+    #: Keyword tensors that hold pixels, left out where a run goes on from a KV cache behind the pictures.
+    _pixels: tuple[str, ...]
+    #: Whether the edits change pictures, which they do before a run, where the processor is.
+    _edits_pictures: bool
+    #: The edits as nnsight replays them, or None.
+    _mediator: Mediator | None
+    # Shared with every edited copy: whichever of them runs, the edits find its prompt.
+    _run: Run
+
+    # -- names -----------------------------------------------------------------------------------
+
+    def names(self) -> list[str]:
+        """Every name that this model has, in the order of a forward pass."""
+        return list(self.sites)
+
+    @property
+    def text(self) -> StackView:
+        return StackView(self.sites, "text")
+
+    @property
+    def vision(self) -> StackView:
+        return StackView(self.sites, "vision")
+
+    @property
+    def projector(self) -> View:
+        """``projector.out``, and ``projector.in_`` (``in`` is a word of Python's)."""
+        return View(self.sites, "projector")
+
+    @property
+    def logits(self) -> Float[Tensor, "batch pos d_vocab"]:
+        try:
+            return bound(self.sites, "logits")
+        except OutsideTrace as error:  # an AttributeError here would be looked for in the module
+            raise ValueError(str(error)) from None
+
+    @logits.setter
+    def logits(self, value: Tensor) -> None:
+        self.sites["logits"].write(value)
+
+    # -- the run in progress ---------------------------------------------------------------------
+
+    @property
+    def running(self) -> Prompt | None:
+        """The prompt of the run in progress, which selectors are resolved against."""
+        return self._run.prompt
+
+    @property
+    def looks(self) -> bool:
+        """Whether the run in progress sees its pictures, or goes on from a KV cache behind them."""
+        return self._run.looks
+
+    # -- what is known of prompts where there is no processor ------------------------------------
+
+    def _pictured(self, prompt: Prompt) -> Prompt:
+        """The prompt with its pictures edited, where they are."""
+        if self._edits_pictures and not prompt.pictured:
+            raise BadPrompt(
+                "the edits change pictures, which stay where the prompt is made: hand the prompt to trace or "
+                "generate itself, not to an invoke, nor to a trace inside a session"
+            )
+        return prompt
+
+    def _join(self, prompts: Sequence[Prompt]) -> Prompt:
+        """Several prompts as one batch."""
+        raise BadPrompt(
+            f"{len(prompts)} invokes of prompts become a batch where the processor is, and it does not "
+            f"travel: make one batch, vlm.prompts([...])"
+        )
+
+    def _arrange(self, inputs: Mapping[str, Any]) -> None:
+        """Set the order of a packed tower for a run on bare inputs."""
+        self.sites.order.forget()
+
+    # -- how nnsight runs it ---------------------------------------------------------------------
+
+    def __setstate__(self, state: dict) -> None:
+        TransformersModel.__setstate__(self, state)
+        # Where it arrives no forward has been taken apart yet into the operations that sites lie at.
+        for envoy in self.modules():
+            if envoy.path in self.sites.sourced:
+                _ = envoy.source
+
+    def _batch_size(self, *inputs: Any, **kwargs: Any) -> int:
+        if inputs and isinstance(inputs[0], Prompt):
+            return len(inputs[0])
+        return TransformersModel._batch_size(self, *inputs, **kwargs)
+
+    def _batch(self, invokes: list, fn: Any) -> tuple:
+        """Prompts to the model's keyword tensors; several invokes of prompts become one padded batch."""
+        given = [inputs[0] for inputs, _ in invokes if inputs and isinstance(inputs[0], Prompt)]
+        if not given:
+            self._run.prompt, self._run.looks = None, True
+            args, kwargs = TransformersModel._batch(self, invokes, fn)
+            self._arrange(kwargs)
+            return args, kwargs
+        if len(given) != len(invokes):
+            raise BadPrompt("a trace takes Prompts in all of its invokes, or in none")
+        prompt = self._pictured(given[0] if len(given) == 1 else self._join(given))
+        self.sites.order.follow(prompt.patch_order, prompt.feature_order)
+        kwargs = {key: value for _, more in invokes for key, value in more.items()}
+        inputs, kept = dict(prompt.inputs), kwargs.get("past_key_values")
+        self._run.prompt, self._run.looks = prompt, kept is None or kept.get_seq_length() == 0
+        if not self._run.looks:
+            for name in self._pixels:
+                inputs.pop(name, None)
+        return (), {**inputs, **kwargs}
+
+    def interleave(self, fn: Any, *args: Any, **kwargs: Any) -> Any:
+        self.interleaver.handed_out = handed_out = HandedOut()
+        fn = fn if self._mediator is None else self._ending_edits(fn)
+        result = TransformersModel.interleave(self, fn, *args, **kwargs)
+        handed_out.check()
+        return result
+
+    def _ending_edits(self, fn: Callable) -> Callable:
+        """``fn``, behind which our edits end: their loop over decoded tokens has no end of its own."""
+
+        @functools.wraps(fn)
+        def run(*args, **kwargs):
+            stopped = True
+            try:
+                result = fn(*args, **kwargs)
+                stopped = False
+                return result
+            finally:
+                mediator = self._mediator
+                pending = mediator.pending
+                if mediator.alive and pending is not None and (stopped or pending.iteration):
+                    mediator.worker.throw(GreenletExit)
+                    mediator.pending = None
+
+        return run
