@@ -194,8 +194,10 @@ class VLM(TracedModel):
         """
         need_prompt(prompt)
         wanted = names_to_read(names, self.sites, self.cfg.n_layers, stop_at_layer)
+        # Rows are counted in the prompt that runs, which an edit of its pictures may make longer or shorter.
+        shown = self._pictured(prompt)
         readout = Readout(
-            self.sites, prompt, wanted, queries, self.device, device=device, dtype=dtype, grad=grad
+            self.sites, shown, wanted, queries, self.device, device=device, dtype=dtype, grad=grad
         )
         values: dict[str, Tensor] = {}
         with torch.set_grad_enabled(grad), self.trace(prompt) as tracer:
@@ -218,7 +220,7 @@ class VLM(TracedModel):
         """
         need_prompt(prompt)
         wanted = names_to_read(names, self.sites, self.cfg.n_layers)
-        readout = Readout(self.sites, prompt, wanted, queries, self.device)
+        readout = Readout(self.sites, self._pictured(prompt), wanted, queries, self.device)
         values: dict[str, Any] = {}
         # By generate, though it decodes nothing more: whatever the family, left-padded rows then have the
         # positions that decoding goes on from.

@@ -209,6 +209,21 @@ def test_answers_and_decoded_tokens_come_from_the_edited_picture(case, picture):
     assert answer.ids.tolist() == ids.tolist()
 
 
+@pytest.mark.parametrize("queries", ["last", "question"])
+@pytest.mark.parametrize("append", [False, True])
+def test_rows_are_read_where_they_are_in_the_prompt_that_runs(case, picture, queries, append):
+    """A crop makes the prompt shorter, one more picture makes it longer."""
+    name, crop = "text.1.attn.pattern", cut(picture, WINDOW)
+    prompt = case.vlm.prompt(picture, QUESTION)
+    by_hand = case.vlm.prompt([picture, crop] if append else crop, QUESTION)
+    edited = case.vlm.with_edits(E.Crop(WINDOW, append=append))
+    expected = case.vlm.cache(by_hand, name, queries)[name]
+    assert torch.equal(edited.cache(prompt, name, queries)[name], expected)
+    kept = edited.prefill(prompt, name, queries)
+    torch.testing.assert_close(kept.activations[name], expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(kept.logits, case.bare(by_hand)[:, -1], rtol=1e-4, atol=1e-4)
+
+
 # -- evidence moves along --------------------------------------------------------------------------------
 
 
