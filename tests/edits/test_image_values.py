@@ -1,4 +1,4 @@
-"""Edits of the picture as values: what they make of the pixels, how they read and compare, what they refuse."""
+"""Edits of the picture as values: what they make of pixels, how they read and compare, what they refuse."""
 
 from __future__ import annotations
 
