@@ -182,7 +182,7 @@ class AttentionRows(Derived):
         rows = rows(call.n_queries) if callable(rows) else rows
         values = call.pattern(rows) if self.softmaxed else call.scores(rows)
         for edited in self.kernel.edited:
-            values = _own_rows(edited).over(values, rows, call.n_queries, self.softmaxed)
+            values = edited.over(values, rows, self.softmaxed, own)
         return values
 
     def threaded(self, rows: Rows | Callable[[int], Rows | None] | None) -> tuple[Tensor, Tensor]:
@@ -194,8 +194,12 @@ class AttentionRows(Derived):
         call = self.kernel.call()
         rows = rows(call.n_queries) if callable(rows) else rows
         scores = call.scores(rows)
+        for edited in self.kernel.edited:
+            scores = edited.over(scores, rows, False, own)
         scores = scores if scores.requires_grad else scores.detach().requires_grad_()
         pattern = softmax(scores)
+        for edited in self.kernel.edited:
+            pattern = edited.finished(scores, pattern, rows)
         served = Mediator.value(self.kernel.target)
         z = call.write(self.kernel.take(served), rows, pattern)
         Mediator.swap(self.kernel.target, self.kernel.put(served, z))
@@ -206,8 +210,3 @@ class AttentionRows(Derived):
         pattern = value if self.softmaxed else softmax(value.float())
         given = visit(self.target)
         return self.kernel.put(given, call.write(self.kernel.take(given), None, pattern))
-
-
-def _own_rows(edited: EditedRows) -> EditedRows:
-    """The part of a batch's edited rows that belongs to the invoke that asks."""
-    return EditedRows(edited.rows, *own([edited.chosen, edited.scores, edited.pattern]))

@@ -1,49 +1,94 @@
-"""Edits are values: they say where, when and what, they add up, and one program runs them all.
+"""Edits are values: they say where, when and what, they add up, compare, print and travel.
 
-``a + b`` is an `Edits`, whose program visits the sites of the model in execution order, once each,
-inside one nnsight intervention. At an attention kernel the edits of that layer are merged into one
-visit, in this order, and in the order written within each:
+An `Edit` is one change; ``a + b`` is an `Edits`, a sequence in the order written. `program` compiles them for
+a model into one visit of its sites. There are four kinds, by what they change:
 
-1. `Seen` selectors read the last row;
-2. edits of pre-softmax rows (`Bias`, `ScaleAttention`, `Knockout`), then the softmax;
-3. edits of z, head by head (`AblateHeads`, `ScaleHeads`).
+* `ScoreEdit` and `PatternEdit`: rows of attention, before and behind the softmax;
+* `SiteEdit`: any other named activation;
+* `ImageEdit`: a picture, before the processor.
 
-Only the rows that some edit selects are computed, and only those are written over the fused kernel's
-output, in the items and heads selected; what an edited run reads of scores and pattern are the edited
-rows. Edits of other named sites (`Steer`) are visited in the order of the forward pass. Pictures are
-edited before the processor runs.
+`contrast.Contrast`, which mixes the logits of two runs, is a kind of its own. Edits that mean several of
+these (a patch of many sites, an ablation of heads in many layers) come apart when they are fitted to a model.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
-from dataclasses import dataclass, fields, replace
-from typing import Any
+from collections.abc import Callable, Iterator
+from dataclasses import MISSING, Field, dataclass, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
-from jaxtyping import Bool, Float
-from nnsight.intervention.interleaver import Mediator
+from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from seeing.attention import HIDDEN, AttentionCall, EditedRows, softmax
-from seeing.edits.seen import read_last
-from seeing.edits.select import BadEdit, Moment, Selector
-from seeing.kernels import Kernel
-from seeing.names import Name
-from seeing.prompt import Prompt
-from seeing.sites import Site
+from seeing.edits.layers import (
+    Steps,
+    acts,
+    as_dict,
+    attention_layers,
+    check_head,
+    check_heads,
+    heads_said,
+    is_table,
+    layers_said,
+    stop_of,
+    when_said,
+)
+from seeing.edits.moment import BadEdit, Moment
+from seeing.edits.select import Selector, selector
+from seeing.turns import Turn
 from seeing.vlm import VLM
 
-#: When an edit acts: in the prompt pass, at every decoded token, or both.
-WHENS = ("both", "prompt", "decode")
+if TYPE_CHECKING:
+    from seeing.edits.program import Program
 
 
 class Edit(ABC):
-    """One edit. Subclasses are frozen dataclasses; ``+`` composes them."""
+    """One edit: a frozen dataclass, compared by content; ``+`` composes."""
 
-    when: str = "both"
+    when: str | Steps = "both"
+
+    @abstractmethod
+    def fit(self, vlm: VLM) -> tuple[Edit, ...]:
+        """The edit with its layers and names resolved for ``vlm``, in as many parts as it has places.
+
+        Raises `BadEdit` when it doesn't fit.
+        """
+
+    def compile(self, vlm: VLM) -> Program:
+        return Edits((self,)).compile(vlm)
+
+    def to_json(self, path: str | Path | None = None) -> str:
+        """The edit as JSON; see `Edits.to_json`."""
+        return _to_json(self, path)
+
+    def now(self, step: int) -> bool:
+        """Whether the edit acts in this step (0 is the prompt pass)."""
+        return acts(self.when, step)
+
+    @property
+    def stop(self) -> float:
+        """The step from which on the edit does not act any more."""
+        return stop_of(self.when)
+
+    @property
+    def decodes(self) -> bool:
+        """Whether the edit acts at some decoded token."""
+        return self.stop > 1
+
+    @property
+    def selectors(self) -> tuple[Selector, ...]:
+        """The selectors that the edit resolves when it runs."""
+        found = (getattr(self, one.name) for one in fields(self))
+        return tuple(one for one in found if isinstance(one, Selector))
+
+    def watches(self, layer: int | None) -> frozenset[str]:
+        """Names whose values of this pass the edit needs where it acts in ``layer``."""
+        return frozenset().union(*(one.watches(layer) for one in self.selectors))
 
     def __add__(self, other: Edit | Edits) -> Edits:
         return Edits((self,)) + other
@@ -52,42 +97,81 @@ class Edit(ABC):
         # sum() starts from 0.
         return Edits((self,)) if other == 0 else NotImplemented
 
-    @abstractmethod
-    def fit(self, vlm: VLM) -> Edit:
-        """The edit with its layers and names resolved for ``vlm``. Raises `BadEdit` when it doesn't fit."""
+    def __eq__(self, other: object) -> bool:
+        return type(other) is type(self) and other._content() == self._content()
 
-    def compile(self, vlm: VLM) -> Program:
-        return Edits((self,)).compile(vlm)
+    def __hash__(self) -> int:
+        return hash((type(self), self._content()))
 
-    def now(self, step: int) -> bool:
-        """Whether the edit acts in this step (0 is the prompt pass)."""
-        return self.when == "both" or (self.when == "prompt") == (step == 0)
+    def _content(self) -> tuple:
+        return tuple(comparable(getattr(self, one.name)) for one in fields(self))
 
-    def _check_when(self) -> None:
-        if self.when not in WHENS:
-            raise BadEdit(f"when is one of {', '.join(map(repr, WHENS))}; got {self.when!r}")
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(_shown(self, one) for one in fields(self) if one.repr)})"
+
+    def _say(self, **values: Any) -> None:
+        """Set fields while the edit is made: the plain form of what the caller wrote."""
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
 
 
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class RowEdit(Edit):
-    """An edit of pre-softmax rows: some queries, some heads, some layers."""
+    """An edit of rows of attention: some queries, some keys, some heads, some layers.
 
-    queries: Selector
-    layers: Any
-    heads: tuple[int, ...] | None
+    ``queries`` are by default the newest position: the last prompt token, then each decoded one. ``heads`` are
+    the same in every layer, or a table ``{layer: [heads]}``, which says the layers too.
+    """
+
+    keys: Any
+    queries: Any = "last"
+    layers: Any = "all"
+    heads: Any = None
+    when: Any = "both"
+
+    def __post_init__(self):
+        self._say(
+            keys=selector(self.keys),
+            queries=selector(self.queries),
+            layers=layers_said(self.layers),
+            heads=heads_said(self.heads),
+            when=when_said(self.when),
+        )
+
+    def fit(self, vlm: VLM) -> tuple[Edit, ...]:
+        layers = attention_layers(self.layers, vlm)
+        if is_table(self.heads):
+            check_heads(self.heads, vlm)
+            layers = tuple(layer for layer, _ in self.heads if layer in layers)
+            if not layers:
+                raise BadEdit(f"{self!r}: none of the layers is one of those that heads are named in")
+        for head in () if is_table(self.heads) else self.heads or ():
+            check_head(head, vlm)
+        return (replace(self, layers=layers),)
+
+    def heads_at(self, layer: int) -> tuple[int, ...] | None:
+        """The heads edited in a layer, None for all."""
+        return dict(self.heads)[layer] if is_table(self.heads) else self.heads
+
+    def key_mask(self, at: Moment) -> Tensor:
+        """(batch, 1, 1, key), True at the keys chosen. Raises `EmptySelection` for a row that has none."""
+        return at.keys(self.keys, self.decodes)[:, None, None, :]
+
+
+class ScoreEdit(RowEdit):
+    """An edit of pre-softmax rows."""
 
     @abstractmethod
     def scores(self, scores: Float[Tensor, "batch head rows key"], at: Moment) -> Tensor:
-        """The edited rows, as if every row and head were selected."""
+        """The edited rows, as if every row and head were selected. Keys that are masked stay masked."""
 
 
-class HeadEdit(Edit):
-    """An edit of z before the output projection: some heads of some layers."""
-
-    heads: tuple[tuple[int, tuple[int, ...]], ...]
+class PatternEdit(RowEdit):
+    """An edit of post-softmax rows."""
 
     @abstractmethod
-    def z(self, z: Float[Tensor, "batch pos some d_head"]) -> Tensor:
-        """The edited output of the heads chosen."""
+    def pattern(self, pattern: Float[Tensor, "batch head rows key"], at: Moment, seen: Tensor) -> Tensor:
+        """The edited rows, as if every row and head were selected; ``seen`` says which keys a row may see."""
 
 
 class SiteEdit(Edit):
@@ -95,23 +179,34 @@ class SiteEdit(Edit):
 
     site: str
 
+    def fit(self, vlm: VLM) -> tuple[Edit, ...]:
+        return (self,)
+
     @abstractmethod
     def value(self, value: Float[Tensor, "..."], at: Moment) -> Tensor:
         """The edited activation."""
 
 
 class ImageEdit(Edit):
-    """An edit of each row's first picture, before the processor."""
+    """An edit of pictures, before the processor: by default of each row's first one."""
 
     def check(self, n_rows: int) -> None:
         """Raise `BadEdit` when the edit does not fit a batch of so many rows."""
 
-    @abstractmethod
-    def image(self, row: int, picture: Image.Image) -> Image.Image:
-        """The edited picture."""
+    def turn(self, row: int, turn: Turn) -> Turn:
+        """What is asked in ``row``, with its pictures edited."""
+        return replace(turn, images=(self.image(row, turn.images[0]), *turn.images[1:]))
 
-    def fit(self, vlm: VLM) -> Edit:
-        return self
+    def image(self, row: int, picture: Image.Image) -> Image.Image:
+        """The edited picture, where that is all that changes."""
+        raise NotImplementedError(f"{type(self).__name__} says neither turn nor image")
+
+    def fit(self, vlm: VLM) -> tuple[Edit, ...]:
+        return (self,)
+
+    def _before_the_pass(self) -> None:
+        if self.when != "both":
+            raise BadEdit("a picture is edited before the pass, for all of it; leave when='both'")
 
 
 @dataclass(frozen=True)
@@ -127,202 +222,75 @@ class Edits:
             return replace(self, edits=self.edits + other.edits)
         return NotImplemented
 
+    def __radd__(self, other: int) -> Edits:
+        # sum() starts from 0.
+        return self if other == 0 else NotImplemented
+
     def __len__(self) -> int:
         return len(self.edits)
+
+    def __iter__(self) -> Iterator[Edit]:
+        return iter(self.edits)
 
     def __repr__(self) -> str:
         return " + ".join(map(repr, self.edits)) or "Edits()"
 
     def compile(self, vlm: VLM) -> Program:
         """One program of all edits, checked against ``vlm``. Raises `BadEdit` for what doesn't fit."""
+        # The program is made of edits, so its module stands on this one.
+        from seeing.edits.program import Program
+
         if not self.edits:
             raise BadEdit("no edits were given; vlm itself is the unedited model")
-        return Program(vlm, [edit.fit(vlm) for edit in self.edits])
+        return Program.of(vlm, self.edits)
+
+    def to_json(self, path: str | Path | None = None) -> str:
+        """The edits as JSON, which `from_json` reads back.
+
+        With ``path`` the text is written there, and tensors beside it in a ``.safetensors`` file of the same
+        name; without, tensors stand in the text (base64). Raises `BadEdit` for an edit that holds a function.
+        """
+        return _to_json(self, path)
 
 
-class KernelVisit:
-    """All edits of one layer's attention, in one visit of its kernel call. ``z`` is the site of its z."""
+def _to_json(edits: Edit | Edits, path: str | Path | None) -> str:
+    # Saving knows every edit there is, so its module stands on this one.
+    from seeing.edits.saving import to_json
 
-    def __init__(self, kernel: Kernel, z: Site):
-        self.kernel, self.z = kernel, z
-        self.rows: list[RowEdit] = []
-        self.heads: list[tuple[HeadEdit, tuple[int, ...]]] = []
-        self.read = False
-
-    def due(self, step: int, looks: bool) -> bool:
-        acts = (*self.rows, *(edit for edit, _ in self.heads))
-        return (self.read and step == 0) or any(edit.now(step) for edit in acts)
-
-    def run(self, at: Moment) -> None:
-        call = self.kernel.call()
-        at = at.on(call.q.device)
-        if self.read:
-            read_last(at, self.kernel.layer, call)
-        rows = [edit for edit in self.rows if edit.now(at.step)]
-        heads = [(edit, some) for edit, some in self.heads if edit.now(at.step)]
-        edited = self._edited_rows(call, rows, at)
-        if edited is not None:
-            # From here to the kernel's output whoever reads this attention is shown the edited rows.
-            self.kernel.edited[:] = [edited]
-            try:
-                served = Mediator.value(self.kernel.target)
-            finally:
-                self.kernel.edited.clear()
-            z = edited.onto(call, self.kernel.take(served))
-            Mediator.swap(self.kernel.target, self.kernel.put(served, z))
-        if heads:
-            z = self.z.read()
-            for edit, some in heads:
-                index = torch.tensor(some, device=z.device)
-                z = z.index_copy(2, index, edit.z(z.index_select(2, index)).to(z.dtype))
-            self.z.write(z)
-
-    def _edited_rows(self, call: AttentionCall, edits: list[RowEdit], at: Moment) -> EditedRows | None:
-        """Every row that some edit selects, or None when none does here."""
-        if not edits:
-            return None
-        if not self.kernel.cross and not self._holds(call, at):
-            raise BadEdit(
-                f"step {at.step} attends to {call.n_keys} keys, the prompt and the decoded tokens are "
-                f"{at.n_seen}; a static KV cache, or a prompt that is not the one that runs, can't be "
-                f"edited by position"
-            )
-        first = at.n_seen - call.n_queries
-        keys = at.across(self.kernel.layer) if self.kernel.cross else at.newest(call.n_keys)
-        queries = [
-            at.some(edit.queries, "queries", decodes=edit.when != "prompt")[:, first:] for edit in edits
-        ]
-        if not (union := torch.stack(queries).any(0)).any():
-            return None
-        rows = union.any(0).nonzero()[:, 0]
-        scores = call.scores(rows)
-        hidden = scores <= HIDDEN
-        # A mask of large negative numbers lets masked keys in where a cut leaves no others: they are taken
-        # away for good. Rows that see nothing to begin with (padding) stay as the kernel has them.
-        scores = scores.masked_fill(hidden & ~hidden.all(-1, keepdim=True), float("-inf"))
-        changed = torch.zeros(scores.shape[:3], dtype=torch.bool, device=scores.device)
-        for edit, mask in zip(edits, queries):
-            chosen = mask[:, None, rows].expand_as(changed)
-            if edit.heads is not None:
-                some = torch.zeros(scores.shape[1], dtype=torch.bool, device=scores.device)
-                some[list(edit.heads)] = True
-                chosen = chosen & some[:, None]
-            scores = torch.where(chosen[..., None], edit.scores(scores, keys), scores)
-            changed = changed | chosen
-        return EditedRows(rows, changed, scores, softmax(scores))
-
-    def _holds(self, call: AttentionCall, at: Moment) -> bool:
-        """Whether the keys are the prompt and the decoded tokens, or a window's newest of them."""
-        return call.n_keys == at.n_seen or (self.kernel.windowed and call.n_keys < at.n_seen)
+    return to_json(edits, path)
 
 
-class SiteVisit:
-    """All edits of one named site, in one visit: a derived site is read only once in a pass."""
-
-    def __init__(self, site: Site):
-        self.site = site
-        self.edits: list[SiteEdit] = []
-        self.decodes = Name.parse(site.name).stack != "vision" and not site.name.startswith("projector")
-
-    def due(self, step: int, looks: bool) -> bool:
-        """Whether there is something to do in this step; the tower runs only in a first pass that looks."""
-        runs = self.decodes or (step == 0 and looks)
-        return runs and any(edit.now(step) for edit in self.edits)
-
-    def run(self, at: Moment) -> None:
-        value = self.site.read()
-        at = at.on(value.device)
-        for edit in self.edits:
-            if edit.now(at.step):
-                value = edit.value(value, at)
-        with self.site.shown(value):
-            self.site.write(value)
+def comparable(value: Any) -> Any:
+    """A value that compares and hashes by content."""
+    if isinstance(value, Tensor):
+        kept = value.detach().cpu().contiguous()
+        # As bytes, so that bfloat16 compares too.
+        data = kept.reshape(-1).view(torch.uint8).numpy().tobytes() if kept.numel() else b""
+        return str(kept.dtype), tuple(kept.shape), data
+    if isinstance(value, np.ndarray):
+        return str(value.dtype), value.shape, value.tobytes()
+    if isinstance(value, (tuple, list)):
+        return tuple(map(comparable, value))
+    return value
 
 
-class Program:
-    """Edits compiled for one model: what to visit, in execution order."""
-
-    def __init__(self, vlm: VLM, edits: Iterable[Edit]):
-        edits = list(edits)
-        self.images = [edit for edit in edits if isinstance(edit, ImageEdit)]
-        kernels: dict[int, KernelVisit] = {}
-
-        def at_kernel(layer: int) -> KernelVisit:
-            if layer not in kernels:
-                visited = vlm.sites.kernels["text"][layer]
-                kernels[layer] = KernelVisit(visited, vlm.sites[f"text.{layer}.attn.z"])
-            return kernels[layer]
-
-        sites: dict[str, SiteVisit] = {}
-        for edit in edits:
-            if isinstance(edit, RowEdit):
-                for layer in edit.layers:
-                    at_kernel(layer).rows.append(edit)
-            elif isinstance(edit, HeadEdit):
-                for layer, some in edit.heads:
-                    at_kernel(layer).heads.append((edit, some))
-            elif isinstance(edit, SiteEdit):
-                sites.setdefault(edit.site, SiteVisit(vlm.sites[edit.site])).edits.append(edit)
-            for one in _selectors(edit):
-                one.fit(vlm)
-            self._check_reads(edit)
-            for layer in _reads(edit):
-                at_kernel(layer).read = True
-        ordered: list[tuple[tuple, KernelVisit | SiteVisit]] = [
-            (Name("attn.scores", "text", layer).order, visit) for layer, visit in kernels.items()
-        ]
-        ordered += [(Name.parse(name).order, visit) for name, visit in sites.items()]
-        self.visits = [visit for _, visit in sorted(ordered, key=lambda item: item[0])]
-
-    @staticmethod
-    def _check_reads(edit: Edit) -> None:
-        reads = _reads(edit)
-        if not reads:
-            return
-        first = min(edit.layers) if isinstance(edit, RowEdit) else Name.parse(edit.site).layer
-        if first is None or first <= max(reads):
-            raise BadEdit(
-                f"{edit!r} acts on layer {first} and reads layer {max(reads)} of the same pass; "
-                f"an edit acts behind all the layers it reads"
-            )
-
-    def edit_images(self, prompt: Prompt) -> Prompt:
-        for edit in self.images:
-            edit.check(len(prompt))
-            prompt = prompt.with_images(edit.image)
-        return prompt
-
-    def run(self, vlm: VLM, steps: Iterable[int]) -> None:
-        readings: dict[Any, Tensor] = {}
-        for step in steps:
-            due = [visit for visit in self.visits if visit.due(step, vlm.looks)]
-            if not due:
-                if step:
-                    break
-                continue
-            moment = self._moment(vlm, step, readings)
-            for visit in due:
-                visit.run(moment)
-
-    def _moment(self, vlm: VLM, step: int, readings: dict) -> Moment:
-        prompt = vlm.running
-        if prompt is None:
-            raise BadEdit(
-                "edits are resolved against a Prompt: run the edited model on vlm.prompt(image, question)"
-            )
-        return Moment(prompt, step, prompt.length, len(prompt), vlm.device, readings)
+def _shown(edit: Edit, one: Field) -> str:
+    """A field as the caller writes it: by place where it has no default, else by name."""
+    value = getattr(edit, one.name)
+    if is_table(value) if one.name == "heads" and value else False:
+        text = repr(as_dict(value))
+    else:
+        text = shown(value)
+    needed = one.default is MISSING and one.default_factory is MISSING and not one.kw_only
+    return text if needed else f"{one.name}={text}"
 
 
-def _reads(edit: Edit) -> frozenset[int]:
-    """The layers that the selectors of an edit read."""
-    return frozenset().union(*(one.reads for one in _selectors(edit)))
-
-
-def _selectors(edit: Edit) -> list[Selector]:
-    found = (getattr(edit, field.name) for field in fields(edit))
-    return [one for one in found if isinstance(one, Selector)]
-
-
-def chosen_rows(mask: Bool[Tensor, "batch pos"], n_tokens: int) -> Bool[Tensor, "batch tokens"]:
-    """The part of a mask over all positions that belongs to the tokens of this pass."""
-    return mask[:, mask.shape[1] - n_tokens :]
+def shown(value: Any) -> str:
+    """A value for a reader: what is long is described."""
+    if isinstance(value, Tensor):
+        return f"<{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}>"
+    if isinstance(value, np.ndarray):
+        return f"<{value.dtype} {value.shape}>"
+    if isinstance(value, Callable) and hasattr(value, "__name__"):
+        return f"<function {value.__name__}>"
+    return repr(value)

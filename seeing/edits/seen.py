@@ -9,13 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from seeing.attention import AttentionCall
-from seeing.edits.select import BadEdit, Moment, Selector, attention_layers, first_grids, whole
+from seeing.edits.layers import attention_layers, head_table, layers_said, whole
+from seeing.edits.moment import BadEdit, Moment
+from seeing.edits.select import Selector, grids_of
 from seeing.grid import VisualGrid
 from seeing.maps import Window, best_window, denoise_tokens, window_tokens
 from seeing.prompt import Prompt
@@ -65,20 +68,33 @@ class Seen(Selector):
         return at.widened(at.readings[self])
 
     def __repr__(self) -> str:
-        heads = {layer: list(heads) if heads else "all" for layer, heads in self.heads}
-        return f"seen({heads}, window={self.window}, denoise={self.denoise})"
+        some = {layer: list(heads) for layer, heads in self.heads}
+        read = some if all(some.values()) else f"layers={list(some)}"
+        return f"seen({read}, window={self.window}, denoise={self.denoise})"
 
 
 def seen(
-    heads: Mapping[int, Sequence[int]] | Iterable[int], window: Sequence[int] = (2, 2), denoise: bool = True
+    heads: Any = None, window: Sequence[int] = (2, 2), denoise: bool = True, *, layers: Any = None
 ) -> Seen:
-    """`Seen` from ``{layer: [heads]}``, or from layers of which all heads are read."""
-    table = dict(heads) if isinstance(heads, Mapping) else dict.fromkeys(heads, ())
-    read = tuple((whole(layer), tuple(map(whole, table[layer]))) for layer in sorted(table))
-    if not read or any(layer is None or None in some for layer, some in read):
-        raise BadEdit(
-            f"seen(…) reads layers, or {{layer: [heads]}}, whole numbers, at least one; got {heads!r}"
-        )
+    """`Seen` from ``{layer: [heads]}``, or from ``layers`` (ints, or a profile) of which all heads are read.
+
+    ``seen(profile)`` and ``seen([2, 3])`` mean layers too.
+    """
+    if (heads is None) == (layers is None):
+        raise BadEdit("seen(…) reads heads, {layer: [heads]}, or layers=[...]: give one of them")
+    if isinstance(heads, Mapping):
+        # A layer without heads stands for all of them.
+        named = {layer: some for layer, some in heads.items() if len(some)}
+        read = head_table(named) if named else ()
+        read = tuple(sorted((*read, *((whole(layer), ()) for layer in heads if layer not in named))))
+        if not read or any(layer is None for layer, _ in read):
+            raise BadEdit(f"seen(…) reads {{layer: [heads]}}, whole numbers, at least one; got {heads!r}")
+    else:
+        said = layers_said(heads if layers is None else layers)
+        said = (said,) if isinstance(said, int) else said
+        if not isinstance(said, tuple) or not said or min(said) < 0:
+            raise BadEdit(f"seen(…) reads layers by number, counted from 0, at least one; got {said!r}")
+        read = tuple((layer, ()) for layer in sorted(set(said)))
     size = tuple(map(whole, window)) if isinstance(window, Sequence) else ()
     if len(size) != 2 or None in size or min(size) < 1:
         raise BadEdit(f"a window is (rows, columns) of image tokens, both at least 1; got {window!r}")
@@ -105,7 +121,7 @@ def seen_mask(
 ) -> Bool[Tensor, "batch pos"]:
     """The best window of each row's first picture, as a mask over the prompt."""
     mask = torch.zeros(len(prompt), prompt.length, dtype=torch.bool)
-    for row, grid in first_grids(prompt):
+    for row, grid in grids_of(prompt):
         found = seen_window(grid, rows[row, grid.positions], window, clean)
         mask[row, grid.positions[window_tokens(grid, found)]] = True
     return mask

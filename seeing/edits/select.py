@@ -5,16 +5,15 @@ that is resolved when the prompt runs. It gives a mask over all positions seen s
 was decoded, one row an item of the batch. Plain values stand for selectors wherever one is expected:
 a span's name, a list of positions, or a list of boxes in pixels of the original image.
 
-`Seen` is the one that looks: the evidence that the model's own attention points at, read from
-earlier layers of the same pass.
+Selectors that look at the model itself read earlier sites of the same pass: `seen.Seen` the rows of
+grounding layers, `sinks.Sinks` the residual stream.
 """
 
 from __future__ import annotations
 
-import operator
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -22,89 +21,11 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
+from seeing.edits.layers import whole
+from seeing.edits.moment import BadEdit, Moment
 from seeing.grid import VisualGrid
 from seeing.prompt import Prompt
 from seeing.vlm import VLM
-
-
-class EmptySelection(ValueError):
-    """A selector that selects nothing in the prompt at hand."""
-
-
-class BadEdit(ValueError):
-    """An edit that does not fit the model or the prompt."""
-
-
-@dataclass
-class Moment:
-    """One step of a run, as the edits see it.
-
-    ``step`` 0 is the prompt pass, later ones decode one token each. ``readings`` lasts through the
-    run: what `Seen` has read of each layer. ``crosses`` is the cross-attention layer whose keys the
-    prompt describes, if it does.
-    """
-
-    prompt: Prompt | None
-    step: int
-    n_prompt: int
-    batch: int
-    device: torch.device
-    readings: dict[Any, Tensor] = field(default_factory=dict)
-    resolved: dict[Any, Tensor] = field(default_factory=dict)
-    n_keys: int | None = None
-    crosses: int | None = None
-
-    @property
-    def n_seen(self) -> int:
-        """Positions so far: the prompt's, and one a decoded token."""
-        return self.n_prompt + self.step
-
-    def mask(self, selector: Selector) -> Bool[Tensor, "batch pos"]:
-        """The selector's positions; resolved once a step."""
-        if selector not in self.resolved:
-            self.resolved[selector] = selector.mask(self).to(self.device)
-        return self.resolved[selector]
-
-    def some(self, selector: Selector, what: str, decodes: bool = True) -> Bool[Tensor, "batch pos"]:
-        """The selector's positions, where every row must have some, now or (``decodes``) when it decodes.
-
-        Raises `EmptySelection` otherwise: an edit that acts on nothing would pass for one without effect.
-        """
-        mask = self.mask(selector)
-        empty = ~mask.any(1)
-        if decodes and empty.any():
-            empty = ~replace(self, step=self.step + 1, resolved={}).mask(selector).any(1)
-        if empty.any():
-            row = int(empty.nonzero()[0])
-            raise EmptySelection(f"{what}={selector!r} selects no position in row {row} of the prompt")
-        return mask
-
-    def on(self, device: torch.device) -> Moment:
-        """The same moment for values on ``device``: the layers of a model may lie on several."""
-        return self if device == self.device else replace(self, device=device, resolved={})
-
-    def newest(self, n_keys: int) -> Moment:
-        """The same moment for keys of a layer that keeps the newest ``n_keys`` only."""
-        return self if n_keys == self.n_seen else replace(self, n_keys=n_keys)
-
-    def across(self, layer: int) -> Moment:
-        """The same moment over the keys of a cross-attention layer: selectors mean the image's keys there."""
-        cross = self.need_prompt(f"an edit of cross-attention layer {layer}").cross
-        return replace(self, prompt=cross, step=0, n_prompt=cross.length, resolved={}, crosses=layer)
-
-    def keys(self, selector: Selector, decodes: bool = True) -> Bool[Tensor, "batch key"]:
-        """The keys selected, among those that the layer at hand holds. Raises as `some`."""
-        mask = self.some(selector, "keys", decodes and self.crosses is None)
-        return mask if self.n_keys is None else mask[:, -self.n_keys :]
-
-    def need_prompt(self, what: str) -> Prompt:
-        if self.prompt is None:
-            raise BadEdit(f"{what} needs to know the prompt: run the edited model on a Prompt, vlm.prompt(…)")
-        return self.prompt
-
-    def widened(self, mask: Bool[Tensor, "batch prompt"]) -> Bool[Tensor, "batch pos"]:
-        """A mask over the prompt, with the decoded tokens left out."""
-        return torch.nn.functional.pad(mask, (0, self.n_seen - mask.shape[1]))
 
 
 class Selector(ABC):
@@ -117,8 +38,22 @@ class Selector(ABC):
 
     @property
     def reads(self) -> frozenset[int]:
-        """Layers of the text stack that must have been read before the selector can be resolved."""
+        """Layers of the text stack whose last row must have been read before the selector can be resolved."""
         return frozenset().union(*(part.reads for part in self.parts))
+
+    def watches(self, layer: int | None) -> frozenset[str]:
+        """Names whose values of this pass the selector needs where it selects in ``layer``."""
+        return frozenset().union(*(part.watches(layer) for part in self.parts))
+
+    @property
+    def local(self) -> bool:
+        """Whether it selects other positions in other layers."""
+        return any(part.local for part in self.parts)
+
+    @property
+    def may_be_empty(self) -> bool:
+        """Whether it is meant that a prompt may have no such position."""
+        return False
 
     @abstractmethod
     def mask(self, at: Moment) -> Bool[Tensor, "batch pos"]:
@@ -128,6 +63,10 @@ class Selector(ABC):
         """Check what the selector reads against the model. Raises `BadEdit`."""
         for part in self.parts:
             part.fit(vlm)
+
+    def spelled(self) -> str:
+        """How it is written inside a composition, where plain values do not stand for selectors."""
+        return repr(self)
 
     def __and__(self, other: Any) -> Selector:
         return Both(self, selector(other))
@@ -174,6 +113,9 @@ class Span(Selector):
             raise BadEdit(f"no positions are called {self.name!r}; this prompt has {known}")
         return at.widened(prompt.spans.mask(self.name))
 
+    def spelled(self) -> str:
+        return f"Span({self.name!r})"
+
     def __repr__(self) -> str:
         return repr(self.name)
 
@@ -194,9 +136,10 @@ class Positions(Selector):
         mask = torch.zeros(at.batch, at.n_seen, dtype=torch.bool)
         for row in range(at.batch):
             for position in self.rows[row % len(self.rows)]:
-                if not -at.n_prompt <= position < at.n_prompt:
-                    raise BadEdit(f"position {position} is outside the prompt of {at.n_prompt} tokens")
-                mask[row, position % at.n_prompt] = True
+                length = at.n_prompt - at.shift
+                if not -length <= position < length:
+                    raise BadEdit(f"position {position} is outside the prompt of {length} tokens")
+                mask[row, position % length + at.shift] = True
         if at.prompt is not None and at.crosses is None:
             padding = mask[:, : at.n_prompt] & (at.prompt.inputs["attention_mask"].cpu() == 0)
             for row, position in padding.nonzero()[:1].tolist():
@@ -211,25 +154,32 @@ class Positions(Selector):
         """The positions where a (batch, pos) mask is true."""
         return cls(tuple(tuple(row.nonzero()[:, 0].tolist()) for row in mask))
 
+    def spelled(self) -> str:
+        return f"Positions({self.rows!r})"
+
     def __repr__(self) -> str:
-        return repr(list(self.rows[0])) if len(self.rows) == 1 else f"Positions({self.rows!r})"
+        return repr(list(self.rows[0])) if len(self.rows) == 1 else self.spelled()
 
 
 @dataclass(frozen=True)
 class Boxes(Selector):
-    """The tokens of every row's first picture that overlap boxes, xyxy pixels of the original image."""
+    """The tokens of each row's picture ``image`` that overlap boxes, xyxy pixels of the original picture."""
 
     boxes: tuple[tuple[float, ...], ...]
+    image: int = 0
 
     def mask(self, at: Moment) -> Bool[Tensor, "batch pos"]:
         prompt = at.need_prompt("a selector of boxes")
         mask = torch.zeros(len(prompt), prompt.length, dtype=torch.bool)
-        for row, grid in first_grids(prompt):
+        for row, grid in grids_of(prompt, self.image):
             mask[row, grid.positions[grid.labels(self.boxes)]] = True
         return at.widened(mask)
 
+    def spelled(self) -> str:
+        return f"Boxes({self.boxes!r}, image={self.image})"
+
     def __repr__(self) -> str:
-        return repr(list(self.boxes))
+        return repr(list(self.boxes)) if self.image == 0 else self.spelled()
 
 
 @dataclass(frozen=True)
@@ -249,7 +199,7 @@ class Both(_Pair):
         return at.mask(self.left) & at.mask(self.right)
 
     def __repr__(self) -> str:
-        return f"({self.left!r} & {self.right!r})"
+        return f"({self.left.spelled()} & {self.right.spelled()})"
 
 
 class Either(_Pair):
@@ -259,11 +209,13 @@ class Either(_Pair):
         return at.mask(self.left) | at.mask(self.right)
 
     def __repr__(self) -> str:
-        return f"({self.left!r} | {self.right!r})"
+        return f"({self.left.spelled()} | {self.right.spelled()})"
 
 
 @dataclass(frozen=True)
 class Not(Selector):
+    """All positions but those of a selector, padding among them."""
+
     inner: Selector
 
     @property
@@ -274,12 +226,39 @@ class Not(Selector):
         return ~at.mask(self.inner)
 
     def __repr__(self) -> str:
-        return f"~{self.inner!r}"
+        return f"~{self.inner.spelled()}"
 
 
-def first_grids(prompt: Prompt) -> Iterable[tuple[int, VisualGrid]]:
-    """Each row with the grid of its first picture."""
-    return ((row, prompt.grids[prompt.grid_rows.index(row)]) for row in range(len(prompt)))
+@dataclass(frozen=True)
+class Maybe(Selector):
+    """The positions of a selector, of which a prompt may have none: there the edit does nothing."""
+
+    inner: Selector
+    may_be_empty = True
+
+    @property
+    def parts(self) -> tuple[Selector, ...]:
+        return (self.inner,)
+
+    def mask(self, at: Moment) -> Bool[Tensor, "batch pos"]:
+        return at.mask(self.inner)
+
+    def __repr__(self) -> str:
+        return f"maybe({self.inner!r})"
+
+
+def maybe(spec: Any) -> Maybe:
+    """``spec``, where it is meant that it may select nothing: ``E.Knockout(keys=E.maybe("answer"), …)``."""
+    return Maybe(selector(spec))
+
+
+def grids_of(prompt: Prompt, image: int = 0) -> Iterable[tuple[int, VisualGrid]]:
+    """Each row with the grid of its picture number ``image``. Raises `BadEdit` for a row that lacks it."""
+    for row in range(len(prompt)):
+        own = [grid for grid, owner in zip(prompt.grids, prompt.grid_rows) if owner == row]
+        if image >= len(own):
+            raise BadEdit(f"row {row} of the prompt has {len(own)} picture(s), none is number {image}")
+        yield row, own[image]
 
 
 def selector(spec: Any) -> Selector:
@@ -287,6 +266,10 @@ def selector(spec: Any) -> Selector:
     if isinstance(spec, Selector):
         return spec
     if isinstance(spec, str):
+        if spec == "seen":
+            raise BadEdit(
+                "what the model sees is read from layers: E.seen(layers=[...]), or {layer: [heads]}"
+            )
         return Span(spec)
     if isinstance(spec, (Tensor, np.ndarray, np.generic)):
         values = torch.as_tensor(spec)
@@ -317,52 +300,3 @@ def _is_box(spec: Any, numbers: tuple[int, ...]) -> bool:
         return False
     x0, y0, x1, y1 = numbers
     return 0 <= x0 < x1 and 0 <= y0 < y1
-
-
-def whole(value: Any) -> int | None:
-    """``value`` as an int where it is a whole number of any library's kind, else None."""
-    if isinstance(value, (bool, np.bool_)):
-        return None
-    try:
-        return operator.index(value)
-    except TypeError:
-        return None
-
-
-def attention_layers(spec: Any, vlm: VLM) -> tuple[int, ...]:
-    """`layers_of` a model for an edit of attention: "all", "deep" and slices pass over layers without rows.
-
-    Raises `BadEdit` for a layer that is named and has none.
-    """
-    layers, with_rows = layers_of(spec, vlm.cfg.n_layers), vlm.sites.kernels["text"]
-    named = not isinstance(spec, (str, slice))
-    for layer in layers:
-        if layer not in with_rows and named:
-            raise BadEdit(f"layer {layer} has no attention: {vlm.sites.absent[f'text.{layer}.attn.pattern']}")
-    found = tuple(layer for layer in layers if layer in with_rows)
-    if not found:
-        raise BadEdit(f"{spec!r} selects no layer with attention; those are {', '.join(map(str, with_rows))}")
-    return found
-
-
-def layers_of(spec: Any, n_layers: int) -> tuple[int, ...]:
-    """Layers from "all", "deep" (the second half), an int, a slice, or several ints.
-
-    Raises `BadEdit` for a layer that the model lacks, or for none.
-    """
-    if isinstance(spec, str) and spec in ("all", "deep"):
-        return tuple(range(n_layers // 2 if spec == "deep" else 0, n_layers))
-    if isinstance(spec, slice):
-        layers = tuple(range(n_layers)[spec])
-    else:
-        single = whole(spec) is not None
-        if not single and (isinstance(spec, str) or not isinstance(spec, Iterable)):
-            raise BadEdit(f"layers are 'all', 'deep' (the second half), ints or a slice; got {spec!r}")
-        chosen = [spec] if single else list(spec)
-        for layer in chosen:
-            if whole(layer) is None or not -n_layers <= whole(layer) < n_layers:
-                raise BadEdit(f"no layer {layer!r}: the text stack has layers 0-{n_layers - 1}")
-        layers = tuple(sorted({whole(layer) % n_layers for layer in chosen}))
-    if not layers:
-        raise BadEdit(f"{spec!r} selects none of the {n_layers} layers")
-    return layers

@@ -25,7 +25,9 @@ from torch import Tensor
 from transformers import Cache, DynamicCache
 
 from seeing.edits import BadEdit, Positions, ScaleAttention, Selector, Span, seen
-from seeing.edits.select import Moment, attention_layers, selector
+from seeing.edits.layers import attention_layers
+from seeing.edits.moment import Moment
+from seeing.edits.select import selector
 from seeing.methods.method import Answers, HeadTable, Method
 from seeing.prompt import Prompt
 from seeing.vlm import VLM

@@ -10,7 +10,8 @@ import torch
 
 import seeing
 from seeing import edits as E
-from seeing.edits.select import Moment, layers_of, selector
+from seeing.edits.layers import layers_of
+from seeing.edits.select import Moment, selector
 from seeing.prompt import BadPrompt
 from seeing.zoo.build import TOKEN
 

@@ -1,0 +1,146 @@
+"""One step of a run, as the edits see it: which prompt runs, how far it has come, what was read.
+
+Selectors are resolved against a `Moment`, and only once in a step, however many edits share them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from seeing.prompt import Prompt
+
+if TYPE_CHECKING:
+    from seeing.edits.select import Selector
+
+
+class EmptySelection(ValueError):
+    """A selector that selects nothing in the prompt at hand."""
+
+
+class BadEdit(ValueError):
+    """An edit that does not fit the model or the prompt."""
+
+
+@dataclass
+class Moment:
+    """One step of a run.
+
+    ``step`` 0 is the prompt pass, later ones decode one token each. ``readings`` lasts through the run:
+    what was read for selectors and edits that look. ``layer`` is the text layer that is edited, where one
+    is. ``crosses`` is the cross-attention layer whose keys the prompt describes, if it does. ``shift`` is by
+    how much the rows were padded on the left beyond the prompt that was asked for. ``rows`` are the queries
+    of this pass that are being computed.
+    """
+
+    prompt: Prompt | None
+    step: int
+    n_prompt: int
+    batch: int
+    device: torch.device
+    readings: dict[Any, Any] = field(default_factory=dict)
+    resolved: dict[Any, Tensor] = field(default_factory=dict)
+    n_keys: int | None = None
+    layer: int | None = None
+    crosses: int | None = None
+    shift: int = 0
+    rows: Int[Tensor, " rows"] | None = None
+
+    @classmethod
+    def before(cls, prompt: Prompt) -> Moment:
+        """The prompt pass of ``prompt``, for selectors that look at nothing but the prompt."""
+        return cls(prompt, 0, prompt.length, len(prompt), torch.device("cpu"))
+
+    @property
+    def n_seen(self) -> int:
+        """Positions so far: the prompt's, and one a decoded token."""
+        return self.n_prompt + self.step
+
+    def mask(self, selector: Selector) -> Bool[Tensor, "batch pos"]:
+        """The selector's positions; resolved once a step, or once a layer where it depends on the layer."""
+        key = (selector, self.layer) if selector.local else selector
+        if key not in self.resolved:
+            self.resolved[key] = selector.mask(self).to(self.device)
+        return self.resolved[key]
+
+    def some(self, selector: Selector, what: str, decodes: bool = True) -> Bool[Tensor, "batch pos"]:
+        """The selector's positions, where every row must have some, now or (``decodes``) when it decodes.
+
+        Raises `EmptySelection` otherwise: an edit that acts on nothing would pass for one without effect.
+        """
+        mask = self.mask(selector)
+        if selector.may_be_empty:
+            return mask
+        checked = ("some", selector, self.layer if selector.local else None, decodes)
+        if checked not in self.resolved:
+            empty = ~mask.any(1)
+            if decodes and empty.any():
+                empty = ~replace(self, step=self.step + 1, resolved={}).mask(selector).any(1)
+            if empty.any():
+                row = int(empty.nonzero()[0])
+                raise EmptySelection(
+                    f"{what}={selector!r} selects no position in row {row} of the prompt; where that is "
+                    f"meant, wrap it: E.maybe({selector!r})"
+                )
+            self.resolved[checked] = mask
+        return mask
+
+    def on(self, device: torch.device) -> Moment:
+        """The same moment for values on ``device``: the layers of a model may lie on several."""
+        return self if device == self.device else replace(self, device=device, resolved={})
+
+    def at(self, layer: int | None) -> Moment:
+        """The same moment in a layer; what is resolved is shared."""
+        return self if layer == self.layer else replace(self, layer=layer)
+
+    def newest(self, n_keys: int) -> Moment:
+        """The same moment for keys of a layer that keeps the newest ``n_keys`` only."""
+        return self if n_keys == self.n_seen else replace(self, n_keys=n_keys)
+
+    def across(self, layer: int) -> Moment:
+        """The same moment over the keys of a cross-attention layer: selectors mean the image's keys there."""
+        cross = self.need_prompt(f"an edit of cross-attention layer {layer}").cross
+        return replace(self, prompt=cross, step=0, n_prompt=cross.length, resolved={}, crosses=layer, shift=0)
+
+    def keys(self, selector: Selector, decodes: bool = True) -> Bool[Tensor, "batch key"]:
+        """The keys selected, among those that the layer at hand holds. Raises as `some`."""
+        mask = self.some(selector, "keys", decodes and self.crosses is None)
+        return mask if self.n_keys is None else mask[:, -self.n_keys :]
+
+    def tokens(self, mask: Bool[Tensor, "batch pos"], n_tokens: int) -> Bool[Tensor, "batch tokens"]:
+        """The part of a mask over all positions that belongs to the tokens of this pass."""
+        return mask[:, mask.shape[1] - n_tokens :]
+
+    def pick_rows(
+        self, value: Float[Tensor, "*batch some key"], whose: str
+    ) -> Float[Tensor, "*batch rows key"]:
+        """The rows being computed, of a value that has one row for all or one for each query of the prompt."""
+        if value.ndim < 2 or value.shape[-2] == 1:
+            return value
+        if value.shape[-2] != self.n_prompt or self.step:
+            raise BadEdit(
+                f"{whose} has {value.shape[-2]} rows; expected one, or {self.n_prompt}, one for each token of the "
+                f"prompt (and then when='prompt')"
+            )
+        return value.index_select(-2, self.rows.to(value.device))
+
+    def need_prompt(self, what: str) -> Prompt:
+        if self.prompt is None:
+            raise BadEdit(f"{what} needs to know the prompt: run the edited model on a Prompt, vlm.prompt(…)")
+        return self.prompt
+
+    def widened(self, mask: Bool[Tensor, "batch prompt"]) -> Bool[Tensor, "batch pos"]:
+        """A mask over the prompt, with the decoded tokens left out."""
+        return torch.nn.functional.pad(mask, (0, self.n_seen - mask.shape[1]))
+
+    def real(self) -> Bool[Tensor, "batch pos"]:
+        """Which positions so far are no padding."""
+        prompt = self.need_prompt("leaving padding out")
+        if self.crosses is not None:
+            return torch.ones(self.batch, self.n_seen, dtype=torch.bool, device=self.device)
+        kept = prompt.inputs["attention_mask"].bool().cpu()
+        return torch.nn.functional.pad(kept, (0, self.n_seen - kept.shape[1]), value=True).to(self.device)

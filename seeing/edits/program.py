@@ -1,0 +1,324 @@
+"""Edits made ready for one model: what to visit, in execution order, in one nnsight intervention.
+
+A program visits each site once in a step, whatever the number of edits there. At the attention kernel of a
+layer, in this order:
+
+1. the last row is read, where a selector looks at this layer;
+2. `ScoreEdit`s change the pre-softmax rows, in the order written; then the softmax;
+3. `PatternEdit`s change the post-softmax rows, in the order written;
+4. the edited rows times v are put over those rows of the fused kernel's output.
+
+Edits of z (those of heads, and any others of that name) come behind, and edits of other sites where a forward
+pass reaches them, each in the order written. Only the rows that some edit selects are computed, and only
+those are written, in the items and heads selected; what an edited run reads of scores and pattern are the
+edited rows. Pictures are edited before the processor runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from jaxtyping import Bool
+from nnsight.intervention.interleaver import Mediator
+from torch import Tensor
+
+from seeing.attention import HIDDEN, AttentionCall, EditedRows, softmax
+from seeing.edits.contrast import Contrast, Mixing
+from seeing.edits.edit import Edit, ImageEdit, PatternEdit, RowEdit, ScoreEdit, SiteEdit
+from seeing.edits.moment import BadEdit, Moment
+from seeing.edits.seen import read_last
+from seeing.kernels import Kernel
+from seeing.names import Name
+from seeing.prompt import Prompt
+from seeing.sites import Site
+from seeing.turns import Turn
+from seeing.vlm import VLM
+
+
+@dataclass
+class KernelVisit:
+    """All edits of one layer's rows, in one visit of its kernel call; ``read`` if its last row is looked at."""
+
+    kernel: Kernel
+    edits: list[RowEdit] = field(default_factory=list)
+    read: bool = False
+
+    def due(self, step: int, looks: bool) -> bool:
+        return (self.read and step == 0) or any(edit.now(step) for edit in self.edits)
+
+    @property
+    def stop(self) -> float:
+        """The step from which on there is nothing to do."""
+        return max((edit.stop for edit in self.edits), default=1)
+
+    def run(self, at: Moment) -> None:
+        call = self.kernel.call()
+        at = at.on(call.q.device).at(self.kernel.layer)
+        if self.read:
+            read_last(at, self.kernel.layer, call)
+        edited = self.edited(call, [edit for edit in self.edits if edit.now(at.step)], at)
+        if edited is None:
+            return
+        # From here to the kernel's output whoever reads this attention is shown the edited rows.
+        self.kernel.edited[:] = [edited]
+        try:
+            served = Mediator.value(self.kernel.target)
+        finally:
+            self.kernel.edited.clear()
+        Mediator.swap(self.kernel.target, self.kernel.put(served, edited.onto(self.kernel.take(served))))
+
+    def edited(self, call: AttentionCall, edits: Sequence[RowEdit], at: Moment) -> EditedRows | None:
+        """Every row that some edit selects, or None when none does here."""
+        if not edits:
+            return None
+        if not self.kernel.cross and not self._holds(call, at):
+            raise BadEdit(
+                f"step {at.step} attends to {call.n_keys} keys, the prompt and the decoded tokens are "
+                f"{at.n_seen}; a static KV cache, or a prompt that is not the one that runs, can't be "
+                f"edited by position"
+            )
+        queries = [
+            at.tokens(at.some(edit.queries, "queries", edit.decodes), call.n_queries) for edit in edits
+        ]
+        union = queries[0] if len(queries) == 1 else torch.stack(queries).any(0)
+        rows = union.any(0).nonzero()[:, 0]
+        if not len(rows):
+            return None
+        keys = at.across(self.kernel.layer) if self.kernel.cross else at.newest(call.n_keys)
+        return _Rows(call, list(zip(edits, queries)), keys, self.kernel.layer).lazily(rows)
+
+    def _holds(self, call: AttentionCall, at: Moment) -> bool:
+        """Whether the keys are the prompt and the decoded tokens, or a window's newest of them."""
+        return call.n_keys == at.n_seen or (self.kernel.windowed and call.n_keys < at.n_seen)
+
+
+@dataclass
+class _Rows:
+    """Some edits of one call, each with its queries (batch, query), applied to the rows that are asked for."""
+
+    call: AttentionCall
+    edits: list[tuple[RowEdit, Bool[Tensor, "batch query"]]]
+    keys: Moment
+    layer: int
+
+    def lazily(self, rows: Tensor) -> EditedRows:
+        reshapes = any(isinstance(edit, PatternEdit) for edit, _ in self.edits)
+        return EditedRows(self.call, rows, self.scores, self.pattern, reshapes)
+
+    def scores(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """(chosen, scores) of the rows: (batch, head, rows) and (batch, head, rows, key)."""
+        scores, at = self.call.scores(rows), replace(self.keys, rows=rows)
+        hidden = scores <= HIDDEN
+        # A mask of large negative numbers lets masked keys in where a cut leaves no others: they are taken
+        # away for good. Rows that see nothing to begin with (padding) stay as the kernel has them.
+        blind = hidden.all(-1)
+        hidden = hidden & ~blind[..., None]
+        scores = scores.masked_fill(hidden, float("-inf"))
+        changed = torch.zeros(scores.shape[:3], dtype=torch.bool, device=scores.device)
+        for edit, mask in self.edits:
+            chosen = self.chosen(edit, mask, rows, scores) & ~blind
+            changed = changed | chosen
+            if isinstance(edit, ScoreEdit):
+                edited = edit.scores(scores, at)
+                _check(edit, edited, scores, hidden | ~chosen[..., None])
+                edited = edited.masked_fill(hidden, float("-inf"))
+                scores = torch.where(chosen[..., None], edited, scores)
+        return changed, scores
+
+    def pattern(self, scores: Tensor, rows: Tensor) -> Tensor:
+        """What the rows end as: (batch, head, rows, key)."""
+        pattern, seen, at = softmax(scores), scores > HIDDEN, replace(self.keys, rows=rows)
+        for edit, mask in self.edits:
+            if isinstance(edit, PatternEdit):
+                chosen = self.chosen(edit, mask, rows, scores)
+                edited = edit.pattern(pattern, at, seen)
+                _check(edit, edited, pattern, ~chosen[..., None])
+                pattern = torch.where(chosen[..., None], edited, pattern)
+        return pattern
+
+    def chosen(
+        self, edit: RowEdit, mask: Tensor, rows: Tensor, like: Tensor
+    ) -> Bool[Tensor, "batch head rows"]:
+        chosen = mask[:, None, rows].expand(like.shape[:3])
+        heads = edit.heads_at(self.layer)
+        if heads is None:
+            return chosen
+        some = torch.zeros(like.shape[1], dtype=torch.bool, device=like.device)
+        some[list(heads)] = True
+        return chosen & some[:, None]
+
+
+def _check(edit: RowEdit, edited: Any, given: Tensor, spared: Tensor) -> None:
+    """Refuse rows that can't be attention; ``spared`` are those that the edit does not write."""
+    if not isinstance(edited, Tensor) or edited.shape != given.shape:
+        found = tuple(edited.shape) if isinstance(edited, Tensor) else type(edited).__name__
+        raise BadEdit(f"{edit!r} gave {found}; rows here are {tuple(given.shape)}: batch head rows key")
+    bad = edited.isnan() | (edited == float("inf"))
+    if isinstance(edit, PatternEdit):
+        bad = bad | (edited < 0)
+    if (bad & ~spared).any():
+        raise BadEdit(
+            f"{edit!r} gave {int((bad & ~spared).sum())} values that are no attention: NaN, infinite or, behind "
+            f"the softmax, negative"
+        )
+
+
+@dataclass
+class SiteVisit:
+    """All edits of one named site, in one visit: a derived site is read only once in a pass.
+
+    Before step ``watched`` the value, as the edits leave it, is kept for those that look at it further on.
+    """
+
+    site: Site
+    edits: list[SiteEdit] = field(default_factory=list)
+    watched: float = 0
+
+    def due(self, step: int, looks: bool) -> bool:
+        """Whether there is something to do in this step; the tower runs only in a first pass that looks."""
+        runs = step < self.stop and (looks or not self._tower)
+        return runs and (step < self.watched or any(edit.now(step) for edit in self.edits))
+
+    @property
+    def stop(self) -> float:
+        """The step from which on there is nothing to do."""
+        return 1 if self._tower else max((edit.stop for edit in self.edits), default=self.watched)
+
+    @property
+    def _tower(self) -> bool:
+        name = Name.parse(self.site.name)
+        return name.stack == "vision" or name.site.startswith(("vision", "projector"))
+
+    def run(self, at: Moment) -> None:
+        value = self.site.read()
+        at = at.on(value.device).at(Name.parse(self.site.name).layer)
+        edits = [edit for edit in self.edits if edit.now(at.step)]
+        for edit in edits:
+            value = edit.value(value, at)
+        if at.step < self.watched:
+            at.readings[self.site.name] = value
+        if edits:
+            with self.site.shown(value):
+                self.site.write(value)
+
+
+@dataclass
+class Program:
+    """Edits compiled for one model. ``mixing`` has the second run that a `Contrast` asks for."""
+
+    images: list[ImageEdit]
+    visits: list[KernelVisit | SiteVisit]
+    mixing: Mixing | None = None
+
+    @classmethod
+    def of(cls, vlm: VLM, edits: Iterable[Edit]) -> Program:
+        """Raises `BadEdit` for an edit that does not fit the model."""
+        parts = [part for edit in edits for part in edit.fit(vlm)]
+        visits: dict[str, KernelVisit | SiteVisit] = {}
+
+        def at_kernel(layer: int) -> KernelVisit:
+            name = f"text.{layer}.attn.scores"
+            return visits.setdefault(name, KernelVisit(vlm.sites.kernels["text"][layer]))
+
+        def at_site(name: str) -> SiteVisit:
+            return visits.setdefault(name, SiteVisit(vlm.sites[name]))
+
+        for edit in parts:
+            for one in edit.selectors:
+                one.fit(vlm)
+            if isinstance(edit, RowEdit):
+                for layer in edit.layers:
+                    at_kernel(layer).edits.append(edit)
+            elif isinstance(edit, SiteEdit):
+                at_site(edit.site).edits.append(edit)
+            for read in _reads(edit):
+                at_kernel(read).read = True
+            for place in _places(edit):
+                for name in edit.watches(place.layer):
+                    _check_behind(edit, place, Name.parse(name))
+                    visit = at_site(name)
+                    visit.watched = max(visit.watched, edit.stop)
+        ordered = sorted(visits.items(), key=lambda item: Name.parse(item[0]))
+        return cls(
+            [edit for edit in parts if isinstance(edit, ImageEdit)],
+            [visit for _, visit in ordered],
+            _mixing(vlm, parts),
+        )
+
+    def edit_images(self, prompt: Prompt) -> Prompt:
+        """The prompt with its pictures edited, one edit behind the other, and processed once."""
+        for edit in self.images:
+            edit.check(len(prompt))
+
+        def edited(row: int, turn: Turn) -> Turn:
+            for edit in self.images:
+                turn = edit.turn(row, turn)
+            return turn
+
+        return prompt.with_turns(edited) if self.images else prompt
+
+    def run(self, vlm: VLM, steps: Iterable[int]) -> None:
+        readings: dict[Any, Any] = {}
+        stop = max((visit.stop for visit in self.visits), default=0)
+        for step in steps:
+            if step >= stop:
+                break
+            due = [visit for visit in self.visits if visit.due(step, vlm.looks)]
+            moment = _moment(vlm, step, readings) if due else None
+            for visit in due:
+                visit.run(moment)
+
+
+def _moment(vlm: VLM, step: int, readings: dict) -> Moment:
+    prompt = vlm.running
+    if prompt is None:
+        raise BadEdit(
+            "edits are resolved against a Prompt: run the edited model on vlm.prompt(image, question)"
+        )
+    mediator = Mediator.current("edits")
+    batcher, group = mediator.interleaver.batcher, mediator.batch_group
+    if group is not None and batcher is not None and batcher.batching:
+        prompt = prompt.some_rows(*group)
+    return Moment(prompt, step, prompt.length, len(prompt), vlm.device, readings)
+
+
+def _mixing(vlm: VLM, parts: Sequence[Edit]) -> Mixing | None:
+    found = [edit for edit in parts if isinstance(edit, Contrast)]
+    if len(found) > 1:
+        raise BadEdit(f"a run contrasts with one other, these edits ask for {len(found)}: {found}")
+    if not found:
+        return None
+    other = Program.of(vlm, found[0].others)
+    if other.mixing is not None:
+        raise BadEdit(f"{found[0]!r}: the run that is contrasted with can't be contrasted itself")
+    return Mixing(found[0], other)
+
+
+def _places(edit: Edit) -> list[Name]:
+    """The sites that an edit changes."""
+    if isinstance(edit, RowEdit):
+        return [Name("attn.scores", "text", layer) for layer in edit.layers]
+    return [Name.parse(edit.site)] if isinstance(edit, SiteEdit) else []
+
+
+def _reads(edit: Edit) -> frozenset[int]:
+    """The layers whose last row the selectors of an edit look at; all of them before the edit acts."""
+    reads = frozenset().union(*(one.reads for one in edit.selectors))
+    for place in _places(edit) if reads else ():
+        _check_behind(edit, place, Name("attn.pattern", "text", max(reads)))
+    return reads
+
+
+def _check_behind(edit: Edit, place: Name, read: Name) -> None:
+    """Raise `BadEdit` for an edit of a site that a pass reaches before what the edit reads."""
+    same_kernel = place.has_rows and read.has_rows and place.layer == read.layer
+    if place < read or same_kernel:
+        raise BadEdit(
+            f"{edit!r} acts on {place} and reads {read} of the same pass; an edit acts behind all that it reads"
+        )
+
+
+__all__ = ["KernelVisit", "Program", "SiteVisit"]

@@ -1,0 +1,157 @@
+"""Edits as JSON: data that travels, and is read back as the same values.
+
+A value of a known kind is a table with its kind's name and its fields; a tensor stands beside the text, in
+a safetensors file, or in the text as base64. Nothing is ever executed on reading: kinds are looked up
+among those of this package, and made by their own constructors, which check what they are given.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Callable
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from seeing.edits import (
+    contrast,
+    heads,
+    image,
+    layers,
+    lens,
+    patch,
+    pattern,
+    residual,
+    scores,
+    seen,
+    select,
+    sinks,
+)
+from seeing.edits.edit import Edit, Edits
+from seeing.edits.moment import BadEdit
+from seeing.edits.source import Source
+
+#: What this code writes and reads.
+VERSION = 1
+
+#: Every kind of value that an edit may hold.
+KINDS: dict[str, type] = {
+    kind.__name__: kind
+    for kind in (
+        *(scores.Bias, scores.ScaleAttention, scores.Knockout, scores.Temperature, scores.Amplify),
+        *(pattern.ScalePattern, pattern.SetPattern, pattern.Redistribute, pattern.Attending),
+        *(heads.AblateHeads, heads.ScaleHeads, heads.SetHeads),
+        *(residual.Steer, residual.Rotate, residual.ProjectOut, residual.SetResidual),
+        *(patch.Patch, Source, lens.MixLayers, contrast.Contrast, Edits),
+        *(image.Highlight, image.Crop, image.Occlude, image.Noise),
+        *(select.Span, select.Positions, select.Boxes, select.Both, select.Either, select.Not, select.Maybe),
+        *(seen.Seen, sinks.Sinks, layers.Slice, layers.Steps),
+    )
+}
+
+
+def to_json(edits: Edit | Edits, path: str | Path | None = None) -> str:
+    """The edits as JSON text. See `Edits.to_json`."""
+    tensors: dict[str, Tensor] = {}
+    document: dict[str, Any] = {"version": VERSION, "edits": _written(edits, tensors)}
+    if tensors and path is None:
+        document["tensors"] = base64.b64encode(save(tensors)).decode("ascii")
+    elif tensors:
+        document["tensors_in"] = Path(path).with_suffix(".safetensors").name
+    text = json.dumps(document, indent=1)
+    if path is not None:
+        if tensors:
+            Path(path).with_suffix(".safetensors").write_bytes(save(tensors))
+        Path(path).write_text(text, encoding="utf-8")
+    return text
+
+
+def from_json(source: str | Path) -> Edit | Edits:
+    """The edits that `to_json` wrote: from its text, or from the file that it wrote.
+
+    Raises `BadEdit` for text that is not such, for another version, and for what no edit is made of.
+    """
+    is_text = isinstance(source, str) and source.lstrip().startswith("{")
+    try:
+        document = json.loads(source if is_text else Path(source).read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise BadEdit(f"these are no edits in JSON: {error}") from error
+    if not isinstance(document, dict) or "edits" not in document or "version" not in document:
+        raise BadEdit("edits in JSON are an object with 'version' and 'edits'; this is none")
+    if document["version"] != VERSION:
+        raise BadEdit(f"the edits are written in version {document['version']!r}, this code reads {VERSION}")
+    return _read(document["edits"], _tensors(document, None if is_text else Path(source).parent))
+
+
+def _tensors(document: dict[str, Any], folder: Path | None) -> dict[str, Tensor]:
+    if "tensors_in" in document:
+        name = document["tensors_in"]
+        if folder is None or not isinstance(name, str) or Path(name).name != name:
+            raise BadEdit(f"the tensors of these edits are in {name!r}, beside the file: read it by its path")
+        data = (folder / name).read_bytes()
+    elif "tensors" in document:
+        try:
+            data = base64.b64decode(document["tensors"], validate=True)
+        except (ValueError, TypeError) as error:
+            raise BadEdit(f"the tensors of these edits are broken: {error}") from error
+    else:
+        return {}
+    try:
+        return load(data)
+    except SafetensorError as error:
+        raise BadEdit(f"the tensors of these edits are broken: {error}") from error
+
+
+def _written(value: Any, tensors: dict[str, Tensor]) -> Any:
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, (list, tuple)):
+        return [_written(one, tensors) for one in value]
+    if isinstance(value, (Tensor, np.ndarray)):
+        name = f"t{len(tensors)}"
+        kind = "array" if isinstance(value, np.ndarray) else "tensor"
+        tensors[name] = (
+            torch.as_tensor(np.array(value) if kind == "array" else value).detach().cpu().contiguous().clone()
+        )
+        return {"kind": kind, "name": name}
+    if isinstance(value, np.generic):
+        return value.item()
+    kind = type(value).__name__
+    if KINDS.get(kind) is type(value) and is_dataclass(value):
+        held = {one.name: _written(getattr(value, one.name), tensors) for one in fields(value) if one.init}
+        return {"kind": kind, **held}
+    if isinstance(value, Callable):
+        name = getattr(value, "__name__", kind)
+        raise BadEdit(f"an edit with a function ({name}) can't be saved: functions are no data")
+    raise BadEdit(f"a {kind} can't be saved: it is none of the kinds that edits are made of")
+
+
+def _read(value: Any, tensors: dict[str, Tensor]) -> Any:
+    if isinstance(value, list):
+        return tuple(_read(one, tensors) for one in value)
+    if not isinstance(value, dict):
+        return value
+    held = dict(value)
+    kind = held.pop("kind", None)
+    if kind in ("tensor", "array"):
+        if held.get("name") not in tensors:
+            raise BadEdit(f"the edits hold a tensor {held.get('name')!r} that is not among theirs")
+        found = tensors[held["name"]]
+        return found.numpy() if kind == "array" else found
+    if kind not in KINDS:
+        raise BadEdit(f"no edit is made of a {kind!r}; known are {', '.join(KINDS)}")
+    given = {name: _read(one, tensors) for name, one in held.items()}
+    try:
+        return KINDS[kind](**given)
+    except TypeError as error:
+        raise BadEdit(f"{kind} is not made of {', '.join(given)}: {error}") from error
+
+
+__all__ = ["KINDS", "VERSION", "from_json", "to_json"]
