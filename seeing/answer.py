@@ -1,12 +1,23 @@
-"""What a run hands back: an answer that is a string and knows its probabilities, or a pass to go on from."""
+"""What a run hands back: activations, an answer that knows its probabilities, a pass to go on from."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import Cache
+
+from seeing.prompt import Prompt
+
+
+class Activations(dict[str, Tensor]):
+    """Activations by their full names, and the ``prompt`` that they are of, as the run showed it."""
+
+    def __init__(self, *args: Any, prompt: Prompt | None = None, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.prompt = prompt
 
 
 class Answer(str):

@@ -54,7 +54,9 @@ class Prompt:
             and grids whose positions count keys, with no inputs of its own. None for all others.
         patch_order: for a packed tower, its slot of each patch in reading order (`Family.patch_order`).
         feature_order: likewise the projector's slot of each image token (`Family.feature_order`).
-        pictured: whether edits of the pictures are made already, so that a run does not make them again.
+        prepared: whether it is as a run takes it: edits of pictures made, a second run's rows put behind.
+        beside: how many of the rows, the last ones, belong to a second run beside the first (`Contrast`).
+        shift: by how many tokens rows were padded on the left to stand beside those of a second run.
     """
 
     inputs: dict[str, Tensor]
@@ -66,7 +68,9 @@ class Prompt:
     cross: Prompt | None = None
     patch_order: Int[Tensor, " patch"] | None = None
     feature_order: Int[Tensor, " token"] | None = None
-    pictured: bool = False
+    prepared: bool = False
+    beside: int = 0
+    shift: int = 0
     _rebuild: Callable[[tuple[Turn, ...]], Prompt] | None = field(default=None, repr=False)
 
     def __len__(self) -> int:
@@ -101,6 +105,23 @@ class Prompt:
     def with_template(self, template: Template | None) -> Prompt:
         """The same prompt asked in another template."""
         return self.with_turns(lambda _, turn: replace(turn, template=template))
+
+    def some_rows(self, first: int, count: int) -> Prompt:
+        """``count`` rows from ``first`` on, where they stand in the batch: padding and all."""
+        some = slice(first, first + count)
+        grids = [pair for pair in zip(self.grids, self.grid_rows) if first <= pair[1] < first + count]
+        masks = {name: self.spans.mask(name)[some] for name in self.spans}
+        kept = [name for name in ("input_ids", "attention_mask") if name in self.inputs]
+        return replace(
+            self,
+            inputs={name: self.inputs[name][some] for name in kept},
+            turns=self.turns[some],
+            spans=Spans(masks),
+            grids=tuple(grid for grid, _ in grids),
+            grid_rows=tuple(row - first for _, row in grids),
+            cross=None if self.cross is None else self.cross.some_rows(first, count),
+            beside=0,
+        )
 
     def row(self, index: int) -> Prompt:
         """Row ``index`` as a prompt of its own, without padding."""

@@ -15,6 +15,7 @@ from typing import Any
 from greenlet import GreenletExit
 from jaxtyping import Float
 from nnsight import TransformersModel
+from nnsight.intervention.batching import Batcher
 from nnsight.intervention.interleaver import Mediator
 from torch import Tensor
 
@@ -39,6 +40,13 @@ class Run:
         return Run, ()
 
 
+@dataclass(frozen=True)
+class Beside:
+    """The place in a batch of a second run's rows."""
+
+    rows: int
+
+
 class TracedModel(TransformersModel):
     """A model under the vocabulary of names, with its edits, as a trace runs it."""
 
@@ -46,10 +54,12 @@ class TracedModel(TransformersModel):
     cfg: Config
     #: Keyword tensors that hold pixels, left out where a run goes on from a KV cache behind the pictures.
     _pixels: tuple[str, ...]
-    #: Whether the edits change pictures, which they do before a run, where the processor is.
-    _edits_pictures: bool
-    #: The edits as nnsight replays them, or None.
-    _mediator: Mediator | None
+    #: Whether a prompt has work to do on it before a run, where the processor is: pictures to edit, or a second
+    #: run's rows to put beside its own.
+    _prepares: bool
+    #: The edits as nnsight replays them: of the run and, where it has one, of the second run beside it, and
+    #: what mixes the two.
+    _mediators: tuple[Mediator, ...]
     # Shared with every edited copy: whichever of them runs, the edits find its prompt.
     _run: Run
 
@@ -97,12 +107,13 @@ class TracedModel(TransformersModel):
 
     # -- what is known of prompts where there is no processor ------------------------------------
 
-    def _pictured(self, prompt: Prompt) -> Prompt:
-        """The prompt with its pictures edited, where they are."""
-        if self._edits_pictures and not prompt.pictured:
+    def _prepared(self, prompt: Prompt) -> Prompt:
+        """The prompt as the run takes it."""
+        if self._prepares and not prompt.prepared:
             raise BadPrompt(
-                "the edits change pictures, which stay where the prompt is made: hand the prompt to trace or "
-                "generate itself, not to an invoke, nor to a trace inside a session"
+                "the edits change pictures or run a second prompt beside the first, and both need the processor, "
+                "which stays where the prompt is made: hand the prompt to trace or generate itself, not to an "
+                "invoke, nor to a trace inside a session"
             )
         return prompt
 
@@ -128,11 +139,14 @@ class TracedModel(TransformersModel):
 
     def _batch_size(self, *inputs: Any, **kwargs: Any) -> int:
         if inputs and isinstance(inputs[0], Prompt):
-            return len(inputs[0])
+            return len(inputs[0]) - inputs[0].beside
+        if inputs and isinstance(inputs[0], Beside):
+            return inputs[0].rows
         return TransformersModel._batch_size(self, *inputs, **kwargs)
 
     def _batch(self, invokes: list, fn: Any) -> tuple:
         """Prompts to the model's keyword tensors; several invokes of prompts become one padded batch."""
+        invokes = [one for one in invokes if not (one[0] and isinstance(one[0][0], Beside))]
         given = [inputs[0] for inputs, _ in invokes if inputs and isinstance(inputs[0], Prompt)]
         if not given:
             self._run.prompt, self._run.looks = None, True
@@ -141,7 +155,7 @@ class TracedModel(TransformersModel):
             return args, kwargs
         if len(given) != len(invokes):
             raise BadPrompt("a trace takes Prompts in all of its invokes, or in none")
-        prompt = self._pictured(given[0] if len(given) == 1 else self._join(given))
+        prompt = self._prepared(given[0] if len(given) == 1 else self._join(given))
         self.sites.order.follow(prompt.patch_order, prompt.feature_order)
         kwargs = {key: value for _, more in invokes for key, value in more.items()}
         inputs, kept = dict(prompt.inputs), kwargs.get("past_key_values")
@@ -151,12 +165,31 @@ class TracedModel(TransformersModel):
                 inputs.pop(name, None)
         return (), {**inputs, **kwargs}
 
-    def interleave(self, fn: Any, *args: Any, **kwargs: Any) -> Any:
+    def interleave(self, fn: Any, *args: Any, batcher: Batcher | None = None, **kwargs: Any) -> Any:
         self.interleaver.handed_out = handed_out = HandedOut()
-        fn = fn if self._mediator is None else self._ending_edits(fn)
-        result = TransformersModel.interleave(self, fn, *args, **kwargs)
+        if len(self._mediators) > 1:
+            args, kwargs, batcher = (), {}, self._beside(batcher, args, kwargs)
+        fn = self._ending_edits(fn) if self._mediators else fn
+        result = TransformersModel.interleave(self, fn, *args, batcher=batcher, **kwargs)
         handed_out.check()
         return result
+
+    def _beside(self, batcher: Batcher | None, args: tuple, kwargs: dict) -> Batcher:
+        """The inputs of a run with a second one beside it, and each run's edits confined to its own rows.
+
+        nnsight cuts a batch for its invokes; the second run is one more of them, which no block belongs to.
+        """
+        if kwargs.get("past_key_values") is not None:
+            raise ValueError("a contrast runs its prompt twice from the start: it goes on from no KV cache")
+        batcher = self._batcher_class(self, kwargs) if batcher is None else batcher
+        batcher.add(*args, **kwargs)
+        rows = batcher.total
+        if not rows or not all(inputs and isinstance(inputs[0], Prompt) for inputs, _ in batcher.invokes):
+            raise BadPrompt("a contrast runs a Prompt twice: run the edited model on vlm.prompt(image, question)")
+        batcher.add(Beside(rows))
+        own, other, _ = self._mediators
+        own.batch_group, other.batch_group = [0, rows], [rows, rows]
+        return batcher
 
     def _ending_edits(self, fn: Callable) -> Callable:
         """``fn``, behind which our edits end: their loop over decoded tokens has no end of its own."""
@@ -169,10 +202,10 @@ class TracedModel(TransformersModel):
                 stopped = False
                 return result
             finally:
-                mediator = self._mediator
-                pending = mediator.pending
-                if mediator.alive and pending is not None and (stopped or pending.iteration):
-                    mediator.worker.throw(GreenletExit)
-                    mediator.pending = None
+                for mediator in self._mediators:
+                    pending = mediator.pending
+                    if mediator.alive and pending is not None and (stopped or pending.iteration):
+                        mediator.worker.throw(GreenletExit)
+                        mediator.pending = None
 
         return run

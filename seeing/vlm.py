@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from transformers import Cache
 
 from seeing import sitemap
-from seeing.answer import Answer, Prefill
+from seeing.answer import Activations, Answer, Prefill
 from seeing.config import Config, StackConfig, config_of
 from seeing.data.images import ImageLike
 from seeing.data.samples import EvidenceSample
@@ -47,6 +47,8 @@ class Program(Protocol):
 
     #: The edits of pictures among them.
     images: Sequence[Any]
+    #: The second run that a contrast mixes in: its own program, ``other``, and what mixes, or None.
+    mixing: Any
 
     def edit_images(self, prompt: Prompt) -> Prompt:
         """The prompt with its pictures edited, or as it is."""
@@ -82,8 +84,8 @@ class VLM(TracedModel):
         #: Whether no earlier token of a prompt sees its last one, as the proof finds; None before it ran.
         self.last_unseen: bool | None = None
         self._program: Program | None = None
-        self._mediator = None
-        self._edits_pictures = False
+        self._mediators = ()
+        self._prepares = False
         self._pixels = family.pixels
         self._run = Run()
 
@@ -174,7 +176,7 @@ class VLM(TracedModel):
         dtype: torch.dtype | None = None,
         grad: bool = False,
         stop_at_layer: int | None = None,
-    ) -> dict[str, Tensor]:
+    ) -> Activations:
         """Read names in one forward pass, which stops behind the last one needed.
 
         Args:
@@ -189,17 +191,18 @@ class VLM(TracedModel):
                 gradient of the rows asked for, under any kernel.
             stop_at_layer: read no text layer from this one on, as in TransformerLens.
 
-        Returns: full name -> tensor, with the batch axis, shapes as in the table of names.
+        Returns: a dict, full name -> tensor, with the batch axis, shapes as in the table of names. It knows
+        its ``prompt``, so that it can be patched into another one (`seeing.edits.Patch`).
         Raises `UnknownName` for a name that the model lacks.
         """
         need_prompt(prompt)
         wanted = names_to_read(names, self.sites, self.cfg.n_layers, stop_at_layer)
         # Rows are counted in the prompt that runs, which an edit of its pictures may make longer or shorter.
-        shown = self._pictured(prompt)
+        shown = self.shown(prompt)
         readout = Readout(
             self.sites, shown, wanted, queries, self.device, device=device, dtype=dtype, grad=grad
         )
-        values: dict[str, Tensor] = {}
+        values = Activations(prompt=shown)
         with torch.set_grad_enabled(grad), self.trace(prompt) as tracer:
             readout.run(values)
             tracer.stop()
@@ -220,7 +223,9 @@ class VLM(TracedModel):
         """
         need_prompt(prompt)
         wanted = names_to_read(names, self.sites, self.cfg.n_layers)
-        readout = Readout(self.sites, self._pictured(prompt), wanted, queries, self.device)
+        if self._program is not None and self._program.mixing is not None:
+            raise ValueError("a contrast runs its prompt twice: there is no one KV cache of it to go on from")
+        readout = Readout(self.sites, self.shown(prompt), wanted, queries, self.device)
         values: dict[str, Any] = {}
         # By generate, though it decodes nothing more: whatever the family, left-padded rows then have the
         # positions that decoding goes on from.
@@ -264,8 +269,10 @@ class VLM(TracedModel):
                 **_GREEDY,
                 **kwargs,
             )
-        new = out.sequences[:, -len(out.logits) :].cpu()
-        logprobs = torch.stack([step.float().log_softmax(-1) for step in out.logits], dim=1).cpu()
+        # Behind the prompt's own rows there may be those of a second run.
+        rows = len(prompt) - prompt.beside
+        new = out.sequences[:rows, -len(out.logits) :].cpu()
+        logprobs = torch.stack([step[:rows].float().log_softmax(-1) for step in out.logits], dim=1).cpu()
         chosen = logprobs.gather(-1, new[..., None])[..., 0]
         answers = [self._answer(ids, row) for ids, row in zip(new, chosen)]
         return answers if prompt.batched else answers[0]
@@ -295,18 +302,34 @@ class VLM(TracedModel):
         program = total.compile(self)
         with self.edit() as (_, edited):
             program.run(edited, Iterations()[:])
-        *others, mediator = edited._edits
-        edited._edits = [one for one in others if one is not self._mediator] + [mediator]
-        edited.edits, edited._program, edited._mediator = total, program, mediator
-        edited._edits_pictures = bool(program.images)
+        mixing = program.mixing
+        if mixing is not None:
+            with edited.edit(inplace=True):
+                mixing.other.run(edited, Iterations()[:])
+            with edited.edit(inplace=True):
+                mixing.run(edited, Iterations()[:])
+        theirs = [one for one in self._edits if one not in self._mediators]
+        edited._mediators = tuple(edited._edits[len(self._edits) :])
+        edited._edits = [*theirs, *edited._mediators]
+        edited.edits, edited._program = total, program
+        edited._prepares = bool(program.images) or mixing is not None
         return edited
 
     # -- what the processor and the family know ---------------------------------------------------
 
-    def _pictured(self, prompt: Prompt) -> Prompt:
-        if self._program is None or prompt.pictured:
+    def shown(self, prompt: Prompt) -> Prompt:
+        """The prompt as a run shows it: with its pictures edited, and the padding that a second run asks for."""
+        prepared = self._prepared(prompt)
+        return prepared.some_rows(0, len(prepared) - prepared.beside) if prepared.beside else prepared
+
+    def _prepared(self, prompt: Prompt) -> Prompt:
+        if not self._prepares or prompt.prepared:
             return prompt
-        return self._program.edit_images(prompt)
+        own, mixing = self._program.edit_images(prompt), self._program.mixing
+        if mixing is None:
+            return replace(own, prepared=True)
+        both = self._join([own, mixing.other.edit_images(prompt)])
+        return replace(both, prepared=True, beside=len(prompt), shift=both.length - own.length)
 
     def _join(self, prompts: Sequence[Prompt]) -> Prompt:
         turns = [turn for prompt in prompts for turn in prompt.turns]
@@ -335,16 +358,16 @@ class Trace(InterleavingTracer):
 
     def __reduce__(self) -> tuple:
         state = self.__getstate__()
-        state["args"] = tuple(self._pictured(value) for value in self.args)
-        if self.envoy._edits_pictures and not any(isinstance(value, Prompt) for value in self.args):
+        state["args"] = tuple(self._prepared(value) for value in self.args)
+        if self.envoy._prepares and not any(isinstance(value, Prompt) for value in self.args):
             raise BadPrompt(
-                "the edits change pictures, before the trace goes where the model is: hand the Prompt to "
-                "trace or generate itself, not to an invoke"
+                "the edits change pictures or run a second prompt beside the first, before the trace goes where "
+                "the model is: hand the Prompt to trace or generate itself, not to an invoke"
             )
         return object.__new__, (InterleavingTracer,), state
 
-    def _pictured(self, value: Any) -> Any:
-        return replace(self.envoy._pictured(value), pictured=True) if isinstance(value, Prompt) else value
+    def _prepared(self, value: Any) -> Any:
+        return self.envoy._prepared(value) if isinstance(value, Prompt) else value
 
 
 def _travelling(vlm: VLM) -> tuple:
@@ -360,4 +383,4 @@ def _travelling(vlm: VLM) -> tuple:
 travels_as(VLM, _travelling)
 
 
-__all__ = ["VLM", "Answer", "Config", "Edits", "Prefill", "Program", "Queries", "StackConfig"]
+__all__ = ["VLM", "Activations", "Answer", "Config", "Edits", "Prefill", "Program", "Queries", "StackConfig"]

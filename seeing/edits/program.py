@@ -282,7 +282,7 @@ def _moment(vlm: VLM, step: int, readings: dict) -> Moment:
     batcher, group = mediator.interleaver.batcher, mediator.batch_group
     if group is not None and batcher is not None and batcher.batching:
         prompt = prompt.some_rows(*group)
-    return Moment(prompt, step, prompt.length, len(prompt), vlm.device, readings)
+    return Moment(prompt, step, prompt.length, len(prompt), vlm.device, readings, shift=prompt.shift)
 
 
 def _mixing(vlm: VLM, parts: Sequence[Edit]) -> Mixing | None:

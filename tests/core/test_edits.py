@@ -274,7 +274,7 @@ CASES = {
                 scored(p, cut, keys=[6, 9], heads=[0]),
                 scored(p, plus(1.0), keys=p.spans.mask("question")),
             ),
-            "text.2.attn.z": then(headed(p, 0, [3]), headed(p, 2.0, [1]), rowed(p, plus(D))),
+            "text.2.attn.z": then(headed(p, 0, [3]), rowed(p, plus(D)), headed(p, 2.0, [1])),
             "text.2.resid_post": rowed(p, plus(V)),
         },
     ),
