@@ -1,27 +1,42 @@
 """Controls: what a method's gain has to be measured against.
 
-The annotated evidence is the ceiling (`oracle_attention`, `OracleHighlight`). A random window is the
-floor: the same boost or the same dimming, somewhere. Dimming is not neutral (a dimmed picture is
-another picture), so a highlight is compared with the base first.
+The annotated evidence is the ceiling (`oracle`, `OracleHighlight`). A random window is the floor: the same
+boost or the same dimming, somewhere. A method that names heads is compared with as many others
+(`random_heads`). Dimming is not neutral (a dimmed picture is another picture), so a highlight is compared
+with the base first.
 """
 
 from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from seeing.edits import Highlight, Positions, ScaleAttention
+from seeing.edits import AblateHeads, BadEdit, Highlight, Positions, ScaleAttention
+from seeing.edits.layers import as_dict, attention_layers, head_table, whole
 from seeing.maps import Window, random_window, window_tokens
-from seeing.methods.method import Answers, Edited, Method, grids_of, highlight_windows, positions_mask
+from seeing.methods.method import (
+    Answers,
+    Edited,
+    HeadTable,
+    Method,
+    grids_of,
+    highlight_windows,
+    positions_mask,
+)
 from seeing.prompt import Prompt
 from seeing.vlm import VLM
 
 
-def oracle_attention(gain: float = 4.0) -> Edited:
-    """Boost the annotated evidence in the last token's attention, all layers."""
+def oracle(gain: float = 4.0) -> Edited:
+    """Boost the annotated evidence in the last token's attention, all layers. gain = 1 is neutral."""
     return Edited(ScaleAttention(keys="evidence", gain=gain), "boost the annotated evidence")
+
+
+#: `oracle`, beside `OracleHighlight`.
+oracle_attention = oracle
 
 
 def all_image_attention(gain: float = 4.0) -> Edited:
@@ -58,6 +73,11 @@ class RandomAttention(Method):
         return vlm.with_edits(ScaleAttention(keys=keys, gain=self.gain)).answer(prompt)
 
 
+def random_region(gain: float = 4.0, window: tuple[int, int] = (2, 2), seed: int = 0) -> RandomAttention:
+    """`RandomAttention`: boost a window that picture, question and ``seed`` choose. gain = 1 is neutral."""
+    return RandomAttention(gain, window, seed)
+
+
 @dataclass(frozen=True)
 class RandomHighlight(Method):
     """Dim everything but a random window."""
@@ -70,6 +90,47 @@ class RandomHighlight(Method):
     def answer(self, vlm: VLM, prompt: Prompt) -> Answers:
         windows = random_windows(prompt, self.window, self.seed)
         return vlm.with_edits(highlight_windows(prompt, windows, self.alpha)).answer(prompt)
+
+
+def ablate_heads(heads: Any, to: str = "zero", source: Any = None) -> Edited:
+    """Take ``heads`` {layer: [heads]} out: `AblateHeads`. Behind a method's heads stand `random_heads`."""
+    edit = AblateHeads(heads, to, source)
+    return Edited(edit, f"{sum(len(some) for _, some in edit.heads)} heads set to {to}")
+
+
+def random_heads(
+    vlm: VLM, like: HeadTable | int, seed: int = 0, *, exclude: Any = None, layers: Any = "all"
+) -> HeadTable:
+    """Heads drawn at random, as a table {layer: [heads]}, to put where a method names its own.
+
+    ``like`` is a table: as many heads in each of its layers, and none of its own. Or a number: as many out of
+    all ``layers`` with attention. ``exclude`` are further heads that are not drawn. The draw depends on
+    ``seed`` and on nothing else but the number of heads.
+
+    Raises `BadEdit` where there are not so many others.
+    """
+    taken = dict(head_table(exclude)) if exclude else {}
+    if (n := whole(like)) is None:
+        table = head_table(like)
+        wanted = {layer: len(own) for layer, own in table}
+        pools = [([layer], wanted[layer], {(layer, head) for head in own}) for layer, own in table]
+        attention_layers(list(wanted), vlm)
+    else:
+        pools = [(attention_layers(layers, vlm), n, set())]
+    rng, drawn = np.random.default_rng(seed), []
+    for some, count, own in pools:
+        free = [
+            (layer, head)
+            for layer in some
+            for head in range(vlm.cfg.n_heads)
+            if (layer, head) not in own and head not in taken.get(layer, ())
+        ]
+        if not 1 <= count <= len(free):
+            raise BadEdit(
+                f"{count} heads are to be drawn from layers {list(some)}, where {len(free)} others are left"
+            )
+        drawn += [free[one] for one in rng.choice(len(free), count, replace=False)]
+    return as_dict(head_table(drawn))
 
 
 def random_windows(prompt: Prompt, size: tuple[int, int], seed: int) -> list[Window]:

@@ -1,0 +1,121 @@
+"""Visual attention redistribution (VAR): weight that sinks draw is given to the rest of the picture.
+
+A few dimensions of the residual stream are huge at a few tokens, and attention goes to these tokens whatever
+they hold (arXiv 2503.03321). Which dimensions is a property of the language model, so they are looked for in
+the model at hand (`sink_dims`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from seeing.data.samples import EvidenceSample
+from seeing.edits import Attending, BadEdit, Redistribute, Span, sinks
+from seeing.edits.layers import whole
+from seeing.methods.method import Edited
+from seeing.prompt import Prompt
+from seeing.vlm import VLM
+
+
+class SinkDims(tuple[int, ...]):
+    """Sink dimensions of a model, the largest first.
+
+    Attributes:
+        ratios: how large each gets at some token: |x_d| / rms(x).
+        rest: how large the median dimension gets.
+    """
+
+    ratios: tuple[float, ...]
+    rest: float
+
+    @classmethod
+    def of(cls, dims: Iterable[int], ratios: Iterable[float], rest: float) -> SinkDims:
+        found = cls(dims)
+        found.ratios, found.rest = tuple(ratios), rest
+        return found
+
+    def __str__(self) -> str:
+        each = ", ".join(f"{dim} ({ratio:.1f})" for dim, ratio in zip(self, self.ratios))
+        return f"sink dimensions {each} × rms; the median dimension reaches {self.rest:.1f}"
+
+
+def var(
+    dims: Iterable[int],
+    tau: float = 20.0,
+    rho: float = 0.5,
+    p: float = 0.6,
+    *,
+    least: float = 0.2,
+    layers: Any = slice(2, -1),
+) -> Edited:
+    """Visual attention redistribution (VAR, arXiv 2503.03321): A_S ← p·A_S, the rest goes to the picture.
+
+    Sinks S are the tokens of which one of ``dims`` (`sink_dims` finds them) is above ``tau`` × rms in what
+    enters a layer. In the rows of text tokens, of the prompt and decoded, heads that see the picture well are
+    changed: at least ``least`` of their weight is on the picture, and at most the share ``rho`` of that on
+    sinks. (1 − p)·A_S, from sinks of picture and text alike, is added to the picture's other tokens, in
+    proportion to their weights; rows keep their sum. p = 1 is neutral. By default all layers act but the
+    first two and the last.
+    """
+    found = sinks(dims, tau)
+    edit = Redistribute(
+        found,
+        "image",
+        1 - p,
+        Attending("image", least, found, rho),
+        queries=Span("text") | "answer",
+        layers=layers,
+    )
+    return Edited(edit, f"VAR: {1 - p:.0%} of the weight on sinks to the picture, dims {list(found.dims)}")
+
+
+def sink_sizes(
+    vlm: VLM, prompts: Prompt | Iterable[EvidenceSample | tuple]
+) -> Float[Tensor, "token d_model"]:
+    """How large each dimension is at each token, |x_d| / rms(x), at its largest over what enters the layers.
+
+    Tokens of all prompts in a row, without padding.
+    """
+    prompt = prompts if isinstance(prompts, Prompt) else vlm.prompts(prompts)
+    real = prompt.inputs["attention_mask"].bool().cpu()
+    sizes = None
+    for layer in range(vlm.cfg.n_layers):
+        # Layer by layer: the streams of all layers of a large model together fill the memory.
+        x = vlm.cache(prompt, (name := f"text.{layer}.resid_pre"))[name].float().cpu()[real].abs()
+        size = x / x.pow(2).mean(-1, keepdim=True).sqrt()
+        sizes = size if sizes is None else torch.maximum(sizes, size)
+    return sizes
+
+
+def sink_dims(
+    vlm: VLM, prompts: Prompt | Iterable[EvidenceSample | tuple], k: int = 2, tau: float = 20.0
+) -> SinkDims:
+    """The ``k`` (or fewer) dimensions that make sinks in this model, the largest first: what `var` takes.
+
+    A dimension is one if it is above ``tau`` × rms at some token in some layer, above no more than half of
+    that at the median token (else it would make a sink of every token), and three times what the median
+    dimension reaches. LLaMA-2-7B has 2533 and 1415. No dimension can exceed √d_model × rms, so narrow models
+    have none at 20.
+
+    Raises `BadEdit` where there is none; it says how large the largest get.
+    """
+    if whole(k) is None or k < 1:
+        raise BadEdit(f"k is how many dimensions to look for, at least 1; got {k!r}")
+    sizes = sink_sizes(vlm, prompts)
+    top, usual = sizes.amax(0), sizes.median(0).values
+    rest = float(top.median())
+    good = (top > tau) & (usual < tau / 2) & (top > 3 * rest)
+    ranked = top.argsort(descending=True, stable=True).tolist()
+    dims = [dim for dim in ranked if good[dim]][:k]
+    if not dims:
+        largest = SinkDims.of(ranked[:k], top[ranked[:k]].tolist(), rest)
+        raise BadEdit(
+            f"no dimension of this model makes sinks at tau={tau}. The largest: {largest}. Sinks are few tokens "
+            f"with a dimension above tau × rms and far above the rest; a lower tau looks for weaker ones"
+        )
+    return SinkDims.of(dims, top[dims].tolist(), rest)
