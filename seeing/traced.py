@@ -132,6 +132,7 @@ class TracedModel(TransformersModel):
 
     def __setstate__(self, state: dict) -> None:
         TransformersModel.__setstate__(self, state)
+        self._sync()  # processor and tokenizer are those of the pipeline that is there
         # Where it arrives no forward has been taken apart yet into the operations that sites lie at.
         for envoy in self.modules():
             if envoy.path in self.sites.sourced:

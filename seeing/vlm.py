@@ -376,7 +376,7 @@ def _travelling(vlm: VLM) -> tuple:
         # As nnsight marks them, but all before the first of our objects that holds one.
         envoy._module._persistent_id = f"Module:{envoy.path}"
     state = vlm.__getstate__()
-    stays = ("family", "edits", "_program")
+    stays = ("family", "edits", "_program", "processor", "tokenizer", "image_processor", "feature_extractor")
     return object.__new__, (TracedModel,), {name: value for name, value in state.items() if name not in stays}
 
 
