@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 #: Scores from here down are masked: kernels write −inf, or the minimum of a dtype, float16's at least.
@@ -226,7 +226,7 @@ class EditedRows:
         values: Float[Tensor, "batch head some key"],
         rows: Rows | None,
         softmaxed: bool,
-        own: Callable[[list[Tensor]], list[Tensor]] = lambda parts: parts,
+        own: Callable[[list[Tensor]], list[Tensor]],
     ) -> Float[Tensor, "batch head some key"]:
         """``values``, the call's own scores or pattern of ``rows``, with the edited ones in their places.
 
@@ -270,8 +270,8 @@ class EditedRows:
             return pattern
         if (rows is not None and rows.ndim == 2) or len(scores) != len(self.call.q):
             raise ValueError(
-                "gradients through edits of the pattern are taken for rows that all items share, of the whole "
-                "batch: read the prompts one at a time"
+                "gradients through edits of the pattern are taken for rows that all items share, of the "
+                "whole batch: read the prompts one at a time"
             )
         asked = torch.arange(self.call.n_queries) if rows is None else rows
         asked = asked.to(scores.device)

@@ -6,8 +6,8 @@ run needs (a processor, pictures) say with `travels_as` what of them goes.
 
 A function that travels is compiled anew, alone, at its destination: it knows the names that its body uses
 and no others. So what travels uses torch, numpy, transformers and nnsight only, calls a base class by name
-(``super()`` without arguments has no class there), carries no decorator but Python's own descriptors, and
-has no annotations in its inner functions.
+(``super()`` without arguments has no class there), carries no decorator but Python's own descriptors, has
+no lambda among its defaults and no annotations in its inner functions.
 """
 
 from __future__ import annotations

@@ -34,7 +34,6 @@ from seeing.kernels import Kernel
 from seeing.names import Name
 from seeing.prompt import Prompt
 from seeing.sites import Site
-from seeing.turns import Turn
 from seeing.vlm import VLM
 
 
@@ -248,12 +247,16 @@ class Program:
             _mixing(vlm, parts),
         )
 
+    def __getstate__(self) -> dict:
+        # Pictures are edited before a trace leaves to run elsewhere.
+        return {**vars(self), "images": []}
+
     def edit_images(self, prompt: Prompt) -> Prompt:
         """The prompt with its pictures edited, one edit behind the other, and processed once."""
         for edit in self.images:
             edit.check(len(prompt))
 
-        def edited(row: int, turn: Turn) -> Turn:
+        def edited(row, turn):
             for edit in self.images:
                 turn = edit.turn(row, turn)
             return turn

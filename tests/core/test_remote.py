@@ -22,6 +22,8 @@ EDITED = ("edited", "evidence", "twice-edited", "picture", "in-a-session", "writ
 LLAVA = (
     "bare",
     "seen",
+    "rows",
+    "sites",
     "evidence",
     "twice-edited",
     "nnsights-own-names",

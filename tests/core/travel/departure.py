@@ -139,6 +139,32 @@ def edits_of(vlm):
     )
 
 
+def every_edit_of_rows():
+    some = E.Span("image") & ~E.Span("evidence") | "question"
+    bias = E.Bias(keys=some, value=0.4, layers=0) + E.Temperature(value=1.7, layers=0, heads=[1])
+    scores = E.Amplify(keys="image", share=0.3, layers=1) + E.MapScores(lambda rows: rows * 0.9, layers=1)
+    pattern = E.ScalePattern(keys="image", factor=0.5, layers=2) + E.SetPattern(
+        "uniform", keys=BOXES, layers=2
+    )
+    moved = E.Redistribute("template", "image", 0.5, where=E.Attending("image", least=0.01), layers=3)
+    return bias + scores + pattern + moved + E.MapPattern(halved, layers=3, when="decode")
+
+
+def halved(rows):
+    return rows * 0.5
+
+
+def every_edit_of_sites(vlm, prompt):
+    ramp = torch.linspace(-1, 1, vlm.cfg.d_model)
+    other = vlm.cache(vlm.prompt(paint(seed=2), QUESTION), ["text.2.resid_mid", "text.3.attn.z"])
+    heads = E.ScaleHeads({0: [1]}, 0.5) + E.SetHeads({1: [0]}, 0.1) + E.AblateHeads({2: [1]}, to="mean")
+    resampled = E.AblateHeads({3: [1]}, to="resample", source=other)
+    turned = E.Rotate("text.0.resid_post", ramp, 0.3) + E.ProjectOut("text.1.mlp_out", ramp)
+    fixed = E.SetResidual("text.embed", 0.1, [1]) + E.Patch("text.2.resid_mid", other)
+    sunk = E.Bias(keys=E.maybe(E.sinks([0], 1.0)), value=-1.0, layers=2)
+    return heads + resampled + turned + fixed + sunk + E.MixLayers([2], 0.3, norm=True)
+
+
 def pack(folder, make):
     model, processor = make()
     vlm = seeing.load((model, processor), check=False)
@@ -160,6 +186,8 @@ def pack_more(folder, vlm, edited, prompt, batch):
     dimmed = edited.with_edits(E.Highlight(np.tile(np.linspace(0, 1, 76), (52, 1)), 0.2))
     leave(folder, "bare", forward, vlm, prompt)
     leave(folder, "seen", generation, gaze, prompt)
+    leave(folder, "rows", generation, vlm.with_edits(every_edit_of_rows()), prompt)
+    leave(folder, "sites", generation, vlm.with_edits(every_edit_of_sites(vlm, prompt)), prompt)
     leave(folder, "evidence", forward, evidence, prompt)
     leave(folder, "boxes-missing", forward, evidence, vlm.prompt(paint(), QUESTION))
     leave(folder, "twice-edited", forward, edited.with_edits(E.AblateHeads({0: [1]})), prompt)
