@@ -39,8 +39,8 @@ class ViCrop(Method):
     sum furthest above those of the windows beside it (`sharpness`).
 
     ``size`` is by default the shorter side of the picture as the model sees it. A model that sees pictures at
-    their own size has no such number: give one, 224 in the authors' code. A picture that is no larger is shown
-    again as a whole.
+    their own size has no such number: give one, 224 in the authors' code. A picture that is no larger is
+    shown again as a whole.
 
     Needs a model that takes several pictures in a prompt.
     """
@@ -76,8 +76,13 @@ class ViCrop(Method):
         return edited.answer(prompt)
 
     def _read(self, vlm: VLM, prompt: Prompt) -> list[Float[np.ndarray, " token"]]:
-        reading = read_rows(vlm, prompt, layers=attention_layers(self.layers, vlm))
-        return token_maps(prompt, reading.over_images[:, :, :, -1].mean((1, 2)))
+        layers = attention_layers(self.layers, vlm)
+        rows = read_rows(vlm, prompt, layers=layers).over_images[:, :, :, -1].mean((1, 2))
+        if rows.isnan().any():
+            raise BadEdit(
+                f"not all of layers {list(layers)} see the picture's tokens one by one; name those that do"
+            )
+        return token_maps(prompt, rows)
 
 
 def vicrop(layers: Any, **settings: Any) -> ViCrop:

@@ -91,7 +91,7 @@ class AdaptVis(Method):
 
     def confidence(self, vlm: VLM, prompt: Prompt) -> Float[Tensor, " batch"]:
         """The probability of each row's most likely first token."""
-        return vlm.cache(prompt, "logits")["logits"][:, -1].float().softmax(-1).amax(-1).cpu()
+        return vlm.cache(prompt, "logits")["logits"][: len(prompt), -1].float().softmax(-1).amax(-1).cpu()
 
     def edits(self, vlm: VLM, prompt: Prompt) -> Edits:
         unsure = self.confidence(vlm, prompt) < self.threshold

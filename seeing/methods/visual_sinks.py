@@ -23,7 +23,7 @@ from seeing.vlm import VLM
 
 
 class SinkDims(tuple[int, ...]):
-    """Sink dimensions of a model, the largest first.
+    """Sink dimensions of a model, the largest first; ``print`` shows how large they are.
 
     Attributes:
         ratios: how large each gets at some token: |x_d| / rms(x).
@@ -41,7 +41,7 @@ class SinkDims(tuple[int, ...]):
 
     def __str__(self) -> str:
         each = ", ".join(f"{dim} ({ratio:.1f})" for dim, ratio in zip(self, self.ratios))
-        return f"sink dimensions {each} × rms; the median dimension reaches {self.rest:.1f}"
+        return f"{each} × rms, where the median dimension reaches {self.rest:.1f}"
 
 
 def var(
@@ -79,17 +79,14 @@ def sink_sizes(
 ) -> Float[Tensor, "token d_model"]:
     """How large each dimension is at each token, |x_d| / rms(x), at its largest over what enters the layers.
 
-    Tokens of all prompts in a row, without padding.
+    Tokens of all prompts in a row, without padding. One pass, and the streams of all layers in memory: a few
+    prompts are enough.
     """
     prompt = prompts if isinstance(prompts, Prompt) else vlm.prompts(prompts)
     real = prompt.inputs["attention_mask"].bool().cpu()
-    sizes = None
-    for layer in range(vlm.cfg.n_layers):
-        # Layer by layer: the streams of all layers of a large model together fill the memory.
-        x = vlm.cache(prompt, (name := f"text.{layer}.resid_pre"))[name].float().cpu()[real].abs()
-        size = x / x.pow(2).mean(-1, keepdim=True).sqrt()
-        sizes = size if sizes is None else torch.maximum(sizes, size)
-    return sizes
+    cache = vlm.cache(prompt, "text.*.resid_pre", device="cpu")
+    streams = (value[real].float().abs() for value in cache.values())
+    return torch.stack([x / x.pow(2).mean(-1, keepdim=True).sqrt() for x in streams]).amax(0)
 
 
 def sink_dims(
@@ -115,7 +112,7 @@ def sink_dims(
     if not dims:
         largest = SinkDims.of(ranked[:k], top[ranked[:k]].tolist(), rest)
         raise BadEdit(
-            f"no dimension of this model makes sinks at tau={tau}. The largest: {largest}. Sinks are few tokens "
-            f"with a dimension above tau × rms and far above the rest; a lower tau looks for weaker ones"
+            f"no dimension of this model makes sinks at tau={tau}. The largest: {largest}. Sinks are few "
+            f"tokens with a dimension above tau × rms and far above the rest; a lower tau finds weaker ones"
         )
     return SinkDims.of(dims, top[dims].tolist(), rest)
