@@ -107,7 +107,9 @@ class Edit(ABC):
         return tuple(comparable(getattr(self, one.name)) for one in fields(self))
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({', '.join(_shown(self, one) for one in fields(self) if one.repr)})"
+        # What a caller writes by place comes first, also where a base class adds keywords.
+        said = sorted((one for one in fields(self) if one.repr), key=lambda one: not _by_place(one))
+        return f"{type(self).__name__}({', '.join(_shown(self, one) for one in said)})"
 
     def _say(self, **values: Any) -> None:
         """Set fields while the edit is made: the plain form of what the caller wrote."""
@@ -281,8 +283,11 @@ def _shown(edit: Edit, one: Field) -> str:
         text = repr(as_dict(value))
     else:
         text = shown(value)
-    needed = one.default is MISSING and one.default_factory is MISSING and not one.kw_only
-    return text if needed else f"{one.name}={text}"
+    return text if _by_place(one) else f"{one.name}={text}"
+
+
+def _by_place(one: Field) -> bool:
+    return one.default is MISSING and one.default_factory is MISSING and not one.kw_only
 
 
 def shown(value: Any) -> str:

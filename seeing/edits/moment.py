@@ -34,7 +34,7 @@ class Moment:
     what was read for selectors and edits that look. ``layer`` is the text layer that is edited, where one
     is. ``crosses`` is the cross-attention layer whose keys the prompt describes, if it does. ``shift`` is by
     how much the rows were padded on the left beyond the prompt that was asked for. ``rows`` are the queries
-    of this pass that are being computed.
+    of this pass that are being computed; ``asking`` is the moment that they belong to, where keys are others.
     """
 
     prompt: Prompt | None
@@ -49,6 +49,7 @@ class Moment:
     crosses: int | None = None
     shift: int = 0
     rows: Int[Tensor, " rows"] | None = None
+    asking: Moment | None = None
 
     @classmethod
     def before(cls, prompt: Prompt) -> Moment:
@@ -104,7 +105,16 @@ class Moment:
     def across(self, layer: int) -> Moment:
         """The same moment over the keys of a cross-attention layer: selectors mean the image's keys there."""
         cross = self.need_prompt(f"an edit of cross-attention layer {layer}").cross
-        return replace(self, prompt=cross, step=0, n_prompt=cross.length, resolved={}, crosses=layer, shift=0)
+        return replace(
+            self,
+            prompt=cross,
+            step=0,
+            n_prompt=cross.length,
+            resolved={},
+            crosses=layer,
+            shift=0,
+            asking=self,
+        )
 
     def keys(self, selector: Selector, decodes: bool = True) -> Bool[Tensor, "batch key"]:
         """The keys selected, among those that the layer at hand holds. Raises as `some`."""
@@ -121,9 +131,10 @@ class Moment:
         """The rows being computed, of a value that has one row for all or one for each query of the prompt."""
         if value.ndim < 2 or value.shape[-2] == 1:
             return value
-        if value.shape[-2] != self.n_prompt or self.step:
+        asking = self.asking or self
+        if value.shape[-2] != asking.n_prompt or asking.step:
             raise BadEdit(
-                f"{whose} has {value.shape[-2]} rows; expected one, or {self.n_prompt}, one for each token of the "
+                f"{whose} has {value.shape[-2]} rows; expected one, or {asking.n_prompt}, one for each token of the "
                 f"prompt (and then when='prompt')"
             )
         return value.index_select(-2, self.rows.to(value.device))
