@@ -19,12 +19,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 from transformers import Cache, DynamicCache
 
-from seeing.edits import BadEdit, Positions, ScaleAttention, Selector, Span, seen
+from seeing.edits import BadEdit, Contrast, Edit, Positions, ScaleAttention, Selector, Span, seen
 from seeing.edits.layers import attention_layers
 from seeing.edits.moment import Moment
 from seeing.edits.select import selector
@@ -84,9 +83,8 @@ class SecondLook(Method):
     def edit(self, vlm: VLM, prompt: Prompt) -> ScaleAttention:
         """The boost of the second look. Runs the first look, where the region has to be read."""
         names = self._names(vlm)
-        return self._boost(
-            vlm, prompt, _last(vlm.cache(prompt, names.values(), "last"), names) if names else {}
-        )
+        found = vlm.cache(prompt, names.values(), "last") if names else {}
+        return self._boost(vlm, prompt, _last(found, names))
 
     def answer(self, vlm: VLM, prompt: Prompt) -> Answers:
         names = self._names(vlm)
@@ -94,8 +92,10 @@ class SecondLook(Method):
             return vlm.with_edits(self.edit(vlm, prompt)).answer(prompt)
         watched = names if vlm.last_unseen else _names(vlm.sites.kernels["text"])
         first = vlm.prefill(prompt, watched.values(), [-2, -1], past_key_values=rewindable(vlm))
-        boosted = vlm.with_edits(self._boost(vlm, prompt, _last(first.activations, names)))
-        if not vlm.last_unseen and sees_last(vlm, {k: first.activations[v] for k, v in watched.items()}):
+        boost = self._boost(vlm, prompt, _last(first.activations, names))
+        boosted = vlm.with_edits(boost)
+        seen_before = not vlm.last_unseen and sees_last(vlm, first.activations, watched)
+        if seen_before or looks_back(boost, vlm):
             return boosted.answer(prompt)
         drop_last(vlm, first.past_key_values)
         return boosted.answer(prompt, past_key_values=first.past_key_values)
@@ -108,7 +108,7 @@ class SecondLook(Method):
     def _boost(self, vlm: VLM, prompt: Prompt, rows: Rows) -> ScaleAttention:
         if not rows:
             return ScaleAttention(keys=self.region, gain=self.gain, layers=self.layers)
-        at = Moment(prompt, 0, prompt.length, len(prompt), torch.device("cpu"), dict(rows))
+        at = replace(Moment.before(vlm.shown(prompt)), readings=dict(rows))
         layers = self.layers
         if prompt.cross is not None:
             layers = crossing(self.layers, sorted(rows), vlm)
@@ -127,25 +127,28 @@ def plan(vlm: VLM) -> Plan:
     if stuck:
         return Plan(False, f"a cache with {', '.join(sorted(stuck))} can't give its last token up")
     for edit in getattr(vlm.edits, "edits", () if vlm.edits is None else (vlm.edits,)):
-        if carries_back(edit, vlm):
-            return Plan(False, f"{edit!r} looks at the pass itself, and on a kept cache sees less of it")
+        if looks_back(edit, vlm):
+            return Plan(False, f"{edit!r} looks at more of its pass than the last token")
     if vlm.last_unseen is None:
         return Plan(
-            True, "unless its own prompt pass shows an earlier token that sees the last (not proved at load)"
+            True, "not proved at load; its prompt pass shows whether an earlier token sees the last"
         )
     return Plan(True, "no earlier token of a prompt sees the last one, as proved at load")
 
 
-def carries_back(edit: Any, vlm: VLM) -> bool:
-    """Whether an edit depends on more of its pass than the last token has: on the kept cache it would differ.
+def looks_back(edit: Edit, vlm: VLM) -> bool:
+    """Whether an edit would be another where the last token runs alone.
 
-    One that reads the last row and acts on it is the same there, but where a window shows a shorter row.
+    It would where it looks at the tokens before, where it runs a second prompt beside, where it brings what
+    it read in the last row to earlier ones, and where a full window shows that row fewer keys.
     """
-    selectors = [one for field in fields(edit) if isinstance(one := getattr(edit, field.name), Selector)]
-    reads = frozenset().union(*(one.reads for one in selectors))
-    if any(vlm.sites.kernels["text"][layer].windowed for layer in reads):
-        return True
-    return bool(reads) and getattr(edit, "queries", getattr(edit, "positions", None)) != Span("last")
+    reads = frozenset().union(*(one.reads for one in edit.selectors))
+    return (
+        isinstance(edit, Contrast)
+        or any(edit.watches(layer) for layer in range(vlm.cfg.n_layers))
+        or any(vlm.sites.kernels["text"][layer].windowed for layer in reads)
+        or (bool(reads) and getattr(edit, "queries", getattr(edit, "positions", None)) != Span("last"))
+    )
 
 
 def settled(one: Selector, at: Moment) -> Selector:
@@ -193,10 +196,10 @@ def drop_last(vlm: VLM, cache: Cache) -> None:
             layer.crop(-1)
 
 
-def sees_last(vlm: VLM, rows: dict[int, Float[Tensor, "batch head 2 key"]]) -> bool:
+def sees_last(vlm: VLM, found: dict[str, Tensor], names: dict[int, str]) -> bool:
     """Whether the token before the last sees the last, in rows of these two."""
-    kernels = vlm.sites.kernels["text"]
-    return any(bool((row[:, :, 0, -1] != 0).any()) for layer, row in rows.items() if not kernels[layer].cross)
+    own = [name for layer, name in names.items() if not vlm.sites.kernels["text"][layer].cross]
+    return any(bool((found[name][:, :, 0, -1] != 0).any()) for name in own)
 
 
 def _names(layers: Iterable[int]) -> dict[int, str]:
