@@ -121,8 +121,8 @@ class Edit(ABC):
 class RowEdit(Edit):
     """An edit of rows of attention: some queries, some keys, some heads, some layers.
 
-    ``queries`` are by default the newest position: the last prompt token, then each decoded one. ``heads`` are
-    the same in every layer, or a table ``{layer: [heads]}``, which says the layers too.
+    ``queries`` are by default the newest position: the last prompt token, then each decoded one. ``heads``
+    are the same in every layer, or a table ``{layer: [heads]}``, which says the layers too.
     """
 
     keys: Any

@@ -128,14 +128,14 @@ class Moment:
     def pick_rows(
         self, value: Float[Tensor, "*batch some key"], whose: str
     ) -> Float[Tensor, "*batch rows key"]:
-        """The rows being computed, of a value that has one row for all or one for each query of the prompt."""
+        """The rows being computed, of a value with one row for all or one for each query of the prompt."""
         if value.ndim < 2 or value.shape[-2] == 1:
             return value
         asking = self.asking or self
         if value.shape[-2] != asking.n_prompt or asking.step:
             raise BadEdit(
-                f"{whose} has {value.shape[-2]} rows; expected one, or {asking.n_prompt}, one for each token of the "
-                f"prompt (and then when='prompt')"
+                f"{whose} has {value.shape[-2]} rows; expected one, or {asking.n_prompt}, one for each token of "
+                f"the prompt (and then when='prompt')"
             )
         return value.index_select(-2, self.rows.to(value.device))
 

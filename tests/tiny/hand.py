@@ -16,8 +16,8 @@ def rows_by_hand(
 ) -> Callable[[str, Tensor], Tensor]:
     """For ``Twin.run(edits={module: …})``: the chosen rows become what ``change`` makes of them.
 
-    ``part`` is "scores" or "pattern"; ``change(rows, keys, seen)`` gives whole rows back, with keys (batch, 1,
-    1, key) the chosen ones and ``seen`` those that the model's mask leaves. ``queries`` is (batch, query),
+    ``part`` is "scores" or "pattern"; ``change(rows, keys, seen)`` gives whole rows back, with keys (batch,
+    1, 1, key) the chosen ones and ``seen`` those that the model's mask leaves. ``queries`` is (batch, query),
     ``keys`` (batch, key). What the mask hides stays hidden; a row left with nothing to see writes zeros.
     """
     seen: list[Tensor] = []
