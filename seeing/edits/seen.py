@@ -69,7 +69,7 @@ class Seen(Selector):
 
     def __repr__(self) -> str:
         some = {layer: list(heads) for layer, heads in self.heads}
-        read = some if all(some.values()) else f"layers={list(some)}"
+        read = some if any(some.values()) else f"layers={list(some)}"
         return f"seen({read}, window={self.window}, denoise={self.denoise})"
 
 

@@ -768,9 +768,9 @@ def test_edits_show_what_they_say():
     edit = E.ScaleAttention(keys="image", gain=2.0, layers="deep") + E.AblateHeads({12: [3, 7]})
     assert repr(edit) == (
         "ScaleAttention(keys='image', queries='last', layers='deep', heads=None, when='both', gain=2.0)"
-        " + AblateHeads({12: [3, 7]}, when='both')"
+        " + AblateHeads({12: [3, 7]}, to='zero', source=None, positions='all', when='both')"
     )
-    assert "seen({3: [0], 4: 'all'}, window=(2, 2), denoise=True)" in repr(
+    assert "seen({3: [0], 4: []}, window=(2, 2), denoise=True)" in repr(
         E.ScaleAttention(keys=E.seen({4: [], 3: [0]}), gain=2.0)
     )
 
@@ -830,7 +830,7 @@ def test_steering_acts_where_it_was_seen(tiny, vlm, prompt):
     ],
 )
 def test_acting_before_reading_is_refused(vlm, edit):
-    with pytest.raises(E.BadEdit, match="acts behind all the layers it reads"):
+    with pytest.raises(E.BadEdit, match="acts behind all that it reads"):
         vlm.with_edits(edit)
 
 
@@ -936,7 +936,6 @@ def test_pictures_that_maps_do_not_fit_are_refused(vlm, prompt, batch, clean):
         (lambda: E.AblateHeads({1: [4]}), "no head 4 in layer 1"),
         (lambda: E.ScaleHeads({-1: [0]}, 2.0), "from 0"),
         (lambda: E.Steer("text.9.resid_post", V), "layers 0-3"),
-        (lambda: E.Steer("text.*.resid_post", V), "one site"),
         (lambda: E.Steer("text.1.attn.pattern", V), "rows of attention"),
         (lambda: E.Steer("vision.1.resid_post", vector(24)), "positions='all'"),
         (lambda: E.Steer("projector.out", V), "positions='all'"),
@@ -993,10 +992,20 @@ def test_a_static_cache_is_refused(vlm, prompt, clean):
 # -- what reads like something else ------------------------------------------------------------------
 
 
-def test_a_table_of_layers_is_no_list_of_heads():
-    """{layer: [heads]} is AblateHeads' spelling; iterated as heads it would cut its layers' numbers."""
-    with pytest.raises(E.BadEdit, match="layers="):
-        E.Knockout(keys="image", heads={1: [0]})
+def test_a_table_of_heads_says_the_layers_too(vlm, prompt):
+    by_table = vlm.with_edits(E.Knockout(keys="image", heads={1: [0], 2: [3]}))
+    one_by_one = vlm.with_edits(
+        E.Knockout(keys="image", heads=[0], layers=1) + E.Knockout(keys="image", heads=3, layers=2)
+    )
+    assert torch.equal(logits_of(by_table, prompt), logits_of(one_by_one, prompt))
+    with pytest.raises(E.BadEdit, match="none of the layers"):
+        vlm.with_edits(E.Knockout(keys="image", heads={1: [0]}, layers=2))
+
+
+def test_a_glob_steers_every_site_it_names(vlm, prompt):
+    at_once = vlm.with_edits(E.Steer("text.1-2.resid_post", V))
+    one_by_one = vlm.with_edits(E.Steer("text.1.resid_post", V) + E.Steer("text.2.resid_post", V))
+    assert torch.equal(logits_of(at_once, prompt), logits_of(one_by_one, prompt))
 
 
 def test_four_numbers_that_may_be_a_box_are_refused():

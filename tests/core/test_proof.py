@@ -257,7 +257,7 @@ def test_a_write_that_is_lost_is_found(pair, monkeypatch):
 
 
 def test_a_pattern_write_that_is_lost_is_found(pair, monkeypatch):
-    monkeypatch.setattr(EditedRows, "onto", lambda self, call, output: output)
+    monkeypatch.setattr(EditedRows, "onto", lambda self, output: output)
     assert "'text.2.attn.pattern' found unmoved logits" in refusal(pair())
 
 
@@ -265,8 +265,8 @@ def test_a_pattern_write_that_spills_is_found(pair, monkeypatch):
     """A write of the last row that reaches the first one too."""
     honest = EditedRows.onto
 
-    def spills(self, call, output):
-        output = honest(self, call, output)
+    def spills(self, output):
+        output = honest(self, output)
         return torch.cat([output[:, :1] * 1.01, output[:, 1:]], dim=1)
 
     monkeypatch.setattr(EditedRows, "onto", spills)

@@ -181,7 +181,9 @@ def test_selectors_are_values():
     assert S("image") & "last" != S("image") | "last"
     assert selector([1, 2]) == E.Positions(((1, 2),))
     assert selector([(0, 0, 1, 1)]) == E.Boxes(((0.0, 0.0, 1.0, 1.0),))
-    assert repr(S("image") & ~S("evidence") | [3]) == "(('image' & ~'evidence') | [3])"
+    assert repr(S("image") & ~S("evidence") | [3]) == (
+        "((Span('image') & ~Span('evidence')) | Positions(((3,),)))"
+    )
     assert repr(selector([(0, 0, 1, 2)])) == "[(0.0, 0.0, 1.0, 2.0)]"
 
 
@@ -301,7 +303,7 @@ def test_what_is_no_selector_is_refused_when_it_is_written(spec):
 
 @pytest.mark.parametrize(
     ("heads", "message"),
-    [({4: [0]}, "no layer 4"), ({0: [4]}, "no head 4"), ({-1: [0]}, "no layer -1"), ([0, 7], "no layer 7")],
+    [({4: [0]}, "no layer 4"), ({0: [4]}, "no head 4"), ({-1: [0]}, "layers from 0"), ([0, 7], "no layer 7")],
 )
 def test_seen_reads_what_the_model_has(vlm, heads, message):
     with pytest.raises(E.BadEdit, match=message):
