@@ -54,8 +54,8 @@ class TracedModel(TransformersModel):
     cfg: Config
     #: Keyword tensors that hold pixels, left out where a run goes on from a KV cache behind the pictures.
     _pixels: tuple[str, ...]
-    #: Whether a prompt has work to do on it before a run, where the processor is: pictures to edit, or a second
-    #: run's rows to put beside its own.
+    #: Whether a prompt has work to do on it before a run, where the processor is: pictures to edit, or a
+    #: second run's rows to put beside its own.
     _prepares: bool
     #: The edits as nnsight replays them: of the run and, where it has one, of the second run beside it, and
     #: what mixes the two.
@@ -111,9 +111,9 @@ class TracedModel(TransformersModel):
         """The prompt as the run takes it."""
         if self._prepares and not prompt.prepared:
             raise BadPrompt(
-                "the edits change pictures or run a second prompt beside the first, and both need the processor, "
-                "which stays where the prompt is made: hand the prompt to trace or generate itself, not to an "
-                "invoke, nor to a trace inside a session"
+                "the edits change pictures or run a second prompt beside the first, and both need the "
+                "processor, which stays where the prompt is made: hand the prompt to trace or generate "
+                "itself, not to an invoke, nor to a trace inside a session"
             )
         return prompt
 
@@ -186,7 +186,9 @@ class TracedModel(TransformersModel):
         batcher.add(*args, **kwargs)
         rows = batcher.total
         if not rows or not all(inputs and isinstance(inputs[0], Prompt) for inputs, _ in batcher.invokes):
-            raise BadPrompt("a contrast runs a Prompt twice: run the edited model on vlm.prompt(image, question)")
+            raise BadPrompt(
+                "a contrast runs a Prompt twice: run the edited model on vlm.prompt(image, question)"
+            )
         batcher.add(Beside(rows))
         own, other, _ = self._mediators
         own.batch_group, other.batch_group = [0, rows], [rows, rows]

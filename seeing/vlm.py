@@ -318,7 +318,8 @@ class VLM(TracedModel):
     # -- what the processor and the family know ---------------------------------------------------
 
     def shown(self, prompt: Prompt) -> Prompt:
-        """The prompt as a run shows it: with its pictures edited, and the padding that a second run asks for."""
+        """The prompt as a run shows it: with its pictures edited, and the padding that a second run asks "
+        "for."""
         prepared = self._prepared(prompt)
         return prepared.some_rows(0, len(prepared) - prepared.beside) if prepared.beside else prepared
 
@@ -361,8 +362,8 @@ class Trace(InterleavingTracer):
         state["args"] = tuple(self._prepared(value) for value in self.args)
         if self.envoy._prepares and not any(isinstance(value, Prompt) for value in self.args):
             raise BadPrompt(
-                "the edits change pictures or run a second prompt beside the first, before the trace goes where "
-                "the model is: hand the Prompt to trace or generate itself, not to an invoke"
+                "the edits change pictures or run a second prompt beside the first, before the trace goes "
+                "where the model is: hand the Prompt to trace or generate itself, not to an invoke"
             )
         return object.__new__, (InterleavingTracer,), state
 

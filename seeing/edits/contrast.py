@@ -31,8 +31,9 @@ if TYPE_CHECKING:
 class Contrast(Edit):
     """Decode from (1 + w)·log p − w·log p′, where p′ is the run under ``with_`` in place of the other edits.
 
-    ``weight`` is w; ``own`` is the factor of log p where it is not 1 + w. ``plausibility`` β leaves only tokens
-    with p ≥ β·max p. With ``decay`` λ the weight of the t-th token (from 1) is w·(1 − g)/g, g = exp(−λ·t).
+    ``weight`` is w; ``own`` is the factor of log p where it is not 1 + w. ``plausibility`` β leaves only
+    tokens with p ≥ β·max p. With ``decay`` λ the weight of the t-th token (from 1) is w·(1 − g)/g,
+    g = exp(−λ·t).
 
     Log-probabilities differ from logits by a constant, so this is VCD (arXiv 2311.16922; w = a, β = 0.1), CRG
     (2403.02325), PAI's guidance (2407.21771; w = γ − 1), M3ID (2403.14003; w = 1 with decay 0.02) and AGLA
@@ -61,7 +62,8 @@ class Contrast(Edit):
             is_number(self.plausibility) and 0 < self.plausibility <= 1
         ):
             raise BadEdit(
-                f"plausibility is a share of the best token's probability, in (0, 1], got {self.plausibility!r}"
+                "plausibility is a share of the best token's probability, in (0, 1], got "
+                f"{self.plausibility!r}"
             )
         if self.decay is not None and self.decay < 0:
             raise BadEdit(f"a decay is at least 0, got {self.decay}")
@@ -78,8 +80,8 @@ class Contrast(Edit):
                 name = Name.parse(part.site) if isinstance(part, SiteEdit) else None
                 if name and (name.stack == "vision" or name.site.startswith(("vision", "projector"))):
                     raise BadEdit(
-                        f"{name} holds the pictures of both runs of a contrast and can't be edited in one; edit "
-                        f"the picture, or sites of the text"
+                        f"{name} holds the pictures of both runs of a contrast and can't be edited in one; "
+                        f"edit the picture, or sites of the text"
                     )
         return (self,)
 
@@ -106,7 +108,7 @@ class Mixing:
     other: Program
 
     def run(self, vlm: VLM, steps: Iterable[int]) -> None:
-        """Mix the logits in every step. Called inside a trace, for the whole batch: own rows, then the others."""
+        """Mix the logits in every step. Called inside a trace, for the whole batch: own rows, then others."""
         for step in steps:
             if step >= self.contrast.stop:
                 break

@@ -186,7 +186,7 @@ class AblateHeads(HeadEdit):
     def _next_row(self, z: Z, at: Moment) -> Tensor:
         if z.shape[0] < 2:
             raise BadEdit(
-                f"{self!r} takes what the heads write in the next row of the batch, and there is one row; give "
-                f"source=vlm.cache(other_prompt, 'text.*.attn.z')"
+                f"{self!r} takes what the heads write in the next row of the batch, and there is one row; "
+                f"give source=vlm.cache(other_prompt, 'text.*.attn.z')"
             )
         return Source.next_row(z, at, self.positions)

@@ -157,13 +157,15 @@ def head_table(spec: Any) -> HeadTable:
         pairs = spec
     else:
         raise BadEdit(
-            f"heads are a dict {{layer: [heads]}}, pairs (layer, head) or a mask [layer, head], got {spec!r:.200}"
+            f"heads are a dict {{layer: [heads]}}, pairs (layer, head) or a mask [layer, head], got "
+            f"{spec!r:.200}"
         )
     table: dict[int, set[int]] = {}
     for pair in pairs:
         if len(pair) != 2 or whole(pair[0]) is None or whole(pair[0]) < 0:
             raise BadEdit(
-                f"heads are a dict {{layer: [heads]}} or pairs (layer, head), layers from 0; got {spec!r:.200}"
+                f"heads are a dict {{layer: [heads]}} or pairs (layer, head), layers from 0; got "
+                f"{spec!r:.200}"
             )
         table.setdefault(whole(pair[0]), set()).update(heads_of(pair[1]))
     if not table:

@@ -134,8 +134,8 @@ class Moment:
         asking = self.asking or self
         if value.shape[-2] != asking.n_prompt or asking.step:
             raise BadEdit(
-                f"{whose} has {value.shape[-2]} rows; expected one, or {asking.n_prompt}, one for each token of "
-                f"the prompt (and then when='prompt')"
+                f"{whose} has {value.shape[-2]} rows; expected one, or {asking.n_prompt}, one for each token "
+                f"of the prompt (and then when='prompt')"
             )
         return value.index_select(-2, self.rows.to(value.device))
 

@@ -26,13 +26,14 @@ from seeing.vlm import VLM
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Patch(Edit):
-    """Put in activations of another prompt: ``Patch("text.12.resid_post", vlm.cache(other, "text.12.resid_post"))``.
+    """Put in activations of another prompt: ``Patch("text.12.resid_post", cache)``.
 
-    ``site`` is a name or a glob of names, all of which ``source``, what ``vlm.cache`` gave, must hold; a tensor
-    stands for the one site named. ``positions`` are aligned by span between the two prompts (`Source`): by
-    default all of them. ``heads`` are those patched of sites that have heads. Sites of the tower and the
-    projector go in whole. Of ``attn.pattern`` the source's rows are put in: all, or the last, between prompts
-    with the same spans in the same places. Acts in the prompt pass: decoded tokens have no counterpart.
+    ``site`` is a name or a glob of names, all of which ``source``, what ``vlm.cache`` gave, must hold; a
+    tensor stands for the one site named. ``positions`` are aligned by span between the two prompts
+    (`Source`): by default all of them. ``heads`` are those patched of sites that have heads. Sites of the
+    tower and the projector go in whole. Of ``attn.pattern`` the source's rows are put in: all, or the last,
+    between prompts with the same spans in the same places. Acts in the prompt pass: decoded tokens have no
+    counterpart.
     """
 
     site: Any
@@ -121,9 +122,9 @@ class _PatchPattern(PatternEdit):
         fits = at.prompt is not None and self.source.fits(at.prompt)
         if value.shape[-1] != pattern.shape[-1] or len(value) not in (1, len(pattern)) or not fits:
             raise BadEdit(
-                f"{self.name} of the source has {value.shape[-1]} keys in {len(value)} row(s), here there are "
-                f"{pattern.shape[-1]} in {len(pattern)}: rows are patched between prompts with the same spans in "
-                f"the same places"
+                f"{self.name} of the source has {value.shape[-1]} keys in {len(value)} row(s), here there "
+                f"are {pattern.shape[-1]} in {len(pattern)}: rows are patched between prompts with the same "
+                f"spans in the same places"
             )
         return at.pick_rows(value, repr(self)).expand_as(pattern)
 

@@ -78,7 +78,8 @@ class SetPattern(PatternEdit):
             good = 1 <= value.ndim <= 4 and value.isfinite().all() and (value >= 0).all()
         if not good:
             raise BadEdit(
-                f"weights are 'uniform', a number from 0 up, or a finite tensor (…, key); got {self.value!r:.200}"
+                "weights are 'uniform', a number from 0 up, or a finite tensor (…, key); got "
+                f"{self.value!r:.200}"
             )
 
     def pattern(self, pattern: Rows, at: Moment, seen: Seen) -> Tensor:
@@ -92,8 +93,8 @@ class SetPattern(PatternEdit):
         value = self._over(pattern, at)
         if (hidden := (value > 0) & keys & ~seen & seen.any(-1, keepdim=True)).any():
             raise BadEdit(
-                f"{self!r} puts weight on {int(hidden.sum())} keys that the mask hides from their rows; leave "
-                f"them out with keys=…"
+                f"{self!r} puts weight on {int(hidden.sum())} keys that the mask hides from their rows; "
+                f"leave them out with keys=…"
             )
         return torch.where(keys & seen, value.expand_as(pattern), pattern)
 
@@ -110,8 +111,8 @@ class SetPattern(PatternEdit):
             return torch.broadcast_to(value, pattern.shape)
         except RuntimeError as error:
             raise BadEdit(
-                f"{self!r} does not fit rows of (batch, head, rows, key) {tuple(pattern.shape)}; when it is the "
-                f"prompt pass alone that it fits, say when='prompt'"
+                f"{self!r} does not fit rows of (batch, head, rows, key) {tuple(pattern.shape)}; when it is "
+                f"the prompt pass alone that it fits, say when='prompt'"
             ) from error
 
 

@@ -39,7 +39,10 @@ from seeing.vlm import VLM
 
 @dataclass
 class KernelVisit:
-    """All edits of one layer's rows, in one visit of its kernel call; ``read`` if its last row is looked at."""
+    """All edits of one layer's rows, in one visit of its kernel call.
+
+    ``read`` says that its last row is looked at.
+    """
 
     kernel: Kernel
     edits: list[RowEdit] = field(default_factory=list)
@@ -96,7 +99,7 @@ class KernelVisit:
 
 @dataclass
 class _Rows:
-    """Some edits of one call, each with its queries (batch, query), applied to the rows that are asked for."""
+    """Some edits of one call, each with its queries (batch, query): applied to the rows asked for."""
 
     call: AttentionCall
     edits: list[tuple[RowEdit, Bool[Tensor, "batch query"]]]
@@ -160,8 +163,8 @@ def _check(edit: RowEdit, edited: Any, given: Tensor, spared: Tensor) -> None:
         bad = bad | (edited < 0)
     if (bad & ~spared).any():
         raise BadEdit(
-            f"{edit!r} gave {int((bad & ~spared).sum())} values that are no attention: NaN, infinite or, behind "
-            f"the softmax, negative"
+            f"{edit!r} gave {int((bad & ~spared).sum())} values that are no attention: NaN, infinite or, "
+            f"behind the softmax, negative"
         )
 
 
@@ -320,7 +323,8 @@ def _check_behind(edit: Edit, place: Name, read: Name) -> None:
     same_kernel = place.has_rows and read.has_rows and place.layer == read.layer
     if place < read or same_kernel:
         raise BadEdit(
-            f"{edit!r} acts on {place} and reads {read} of the same pass; an edit acts behind all that it reads"
+            f"{edit!r} acts on {place} and reads {read} of the same pass; an edit acts behind all that it "
+            "reads"
         )
 
 

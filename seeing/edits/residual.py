@@ -141,8 +141,8 @@ class Rotate(PlacedEdit):
 class ProjectOut(PlacedEdit):
     """Take directions out of a named activation: x ← x − U Uᵀ x, U an orthonormal basis of ``directions``.
 
-    ``directions`` is one vector or several (n, d). Acts at all positions by default, in the prompt pass and at
-    every decoded token, as directional ablation does (arXiv 2406.11717).
+    ``directions`` is one vector or several (n, d). Acts at all positions by default, in the prompt pass and
+    at every decoded token, as directional ablation does (arXiv 2406.11717).
     """
 
     site: str

@@ -23,8 +23,8 @@ from seeing.vlm import VLM
 class Sinks(Selector):
     """The tokens that are sinks where the edit acts: max over ``dims`` of |x_d| / rms(x) above ``threshold``.
 
-    x is what enters the layer, ``resid_pre``, so that the layer's own attention can be edited by it. Tokens of
-    the prompt only. A layer may have none. LLaMA-2-7B has dims (2533, 1415), 13B (2100, 4743), with a
+    x is what enters the layer, ``resid_pre``, so that the layer's own attention can be edited by it. Tokens
+    of the prompt only. A layer may have none. LLaMA-2-7B has dims (2533, 1415), 13B (2100, 4743), with a
     threshold of 20 (arXiv 2503.03321); other models have others.
     """
 

@@ -48,8 +48,8 @@ class Source:
         wanted = tuple(wanted)
         if lacking := [name for name in wanted if name not in given]:
             raise BadEdit(
-                f"the source has no {', '.join(lacking)}; it has {', '.join(given) or 'nothing'}: read them with "
-                f"vlm.cache(other_prompt, names)"
+                f"the source has no {', '.join(lacking)}; it has {', '.join(given) or 'nothing'}: read them "
+                f"with vlm.cache(other_prompt, names)"
             )
         values = tuple(given[name] for name in wanted)
         prompt = getattr(cache, "prompt", None)
@@ -82,9 +82,9 @@ class Source:
         if self.labels is None:
             if source.shape != value.shape or repr(positions) != "'all'":
                 raise BadEdit(
-                    f"the source of {name!r} does not know its prompt, so it goes in whole, with positions='all': "
-                    f"it is {tuple(source.shape)}, the value here {tuple(value.shape)}; vlm.cache(prompt, …) keeps "
-                    f"the prompt"
+                    f"the source of {name!r} does not know its prompt, so it goes in whole, with "
+                    f"positions='all': it is {tuple(source.shape)}, the value here {tuple(value.shape)}; "
+                    f"vlm.cache(prompt, …) keeps the prompt"
                 )
             return source
         if at.step:
@@ -177,8 +177,9 @@ def _aligned(target: End, source: End, row: int) -> tuple[Int[Tensor, " n"], Int
         here, there = (_of_span(name, end) for end in (target, source))
         if len(here) != len(there):
             raise BadEdit(
-                f"row {row}: {len(here)} tokens of {name!r} are to be patched and the source has {len(there)} of "
-                f"them: positions are aligned by span, token by token; choose positions= that both have alike"
+                f"row {row}: {len(here)} tokens of {name!r} are to be patched and the source has "
+                f"{len(there)} of them: positions are aligned by span, token by token; choose positions= "
+                "that both have alike"
             )
         to.append(here)
         from_.append(there)
