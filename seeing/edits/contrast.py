@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -106,6 +106,10 @@ class Mixing:
 
     contrast: Contrast
     other: Program
+
+    def __getstate__(self) -> dict:
+        # What the other run is edited by is in its program; edits of pictures don't travel.
+        return {**vars(self), "contrast": replace(self.contrast, with_=Edits())}
 
     def run(self, vlm: VLM, steps: Iterable[int]) -> None:
         """Mix the logits in every step. Called inside a trace, for the whole batch: own rows, then others."""

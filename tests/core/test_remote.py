@@ -24,6 +24,7 @@ LLAVA = (
     "seen",
     "rows",
     "sites",
+    "contrast",
     "evidence",
     "twice-edited",
     "nnsights-own-names",

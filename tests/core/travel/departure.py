@@ -183,7 +183,9 @@ def pack_more(folder, vlm, edited, prompt, batch):
     """What does not depend on the family."""
     gaze = vlm.with_edits(E.ScaleAttention(keys=E.seen({1: [0, 1]}), gain=9.0, layers=(2, 3)))
     evidence = vlm.with_edits(E.ScaleAttention(keys="evidence", gain=4.0))
-    dimmed = edited.with_edits(E.Highlight(np.tile(np.linspace(0, 1, 76), (52, 1)), 0.2))
+    dim = E.Highlight(np.tile(np.linspace(0, 1, 76), (52, 1)), 0.2)
+    dimmed = edited.with_edits(dim)
+    against = edits_of(vlm) + E.Contrast(dim + E.AblateHeads({2: [0]}), weight=0.7, plausibility=0.1)
     leave(folder, "bare", forward, vlm, prompt)
     leave(folder, "seen", generation, gaze, prompt)
     leave(folder, "rows", generation, vlm.with_edits(every_edit_of_rows()), prompt)
@@ -196,6 +198,7 @@ def pack_more(folder, vlm, edited, prompt, batch):
     leave(folder, "in-a-session", in_a_session, edited, prompt)
     leave(folder, "picture-in-a-session", in_a_session, dimmed, prompt)
     leave(folder, "picture", forward, dimmed, prompt)
+    leave(folder, "contrast", generation, vlm.with_edits(against), prompt)
     leave(folder, "picture-invoke", two_invokes, dimmed, prompt, prompt)
     leave(folder, "invokes", two_invokes, edited, prompt, batch)
     leave(folder, "bare-inputs", bare_inputs, vlm, prompt.inputs)
