@@ -1,9 +1,8 @@
 """Published methods that decode from two runs, of which one sees the picture worse, or better.
 
 p is the log-probability of a token in the run as it is, p′ in the other one. Both decode the same tokens, and
-the mix is made at each of them (`Contrast`). With ``plausibility`` β tokens with p < max p + log β are left
-out; what is reported is the log-probability in the mix, so even a weight of 0 would not leave it alone: a
-weight of 0 therefore means one run, as it is.
+the mix is made at each of them (`Contrast`), whose log-probabilities are those of the answer. With
+``plausibility`` β tokens with p < max p + log β are left out; not so at a weight of 0, which is neutral.
 """
 
 from __future__ import annotations
@@ -78,12 +77,11 @@ def pai(
 
     In ``layers`` the last row's scores on the picture get z ← z + α·|z|. Tokens are decoded from
     γ·p − (γ − 1)·p′, p′ without the picture (`blind`) and without the push. α = 0, γ = 1 are neutral; γ = 1
-    is one run.
+    needs no second run.
     """
-    push = Amplify(keys="image", share=alpha, layers=layers)
-    return Edited(
-        push + _contrast(blind(), gamma - 1, plausibility), f"PAI: α = {alpha} on the picture, γ = {gamma}"
-    )
+    push = Edits((Amplify(keys="image", share=alpha, layers=layers),))
+    guided = push if gamma == 1 else push + _contrast(blind(), gamma - 1, plausibility)
+    return Edited(guided, f"PAI: α = {alpha} on the picture, γ = {gamma}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,7 +107,7 @@ class Agla(Method):
     def about(self) -> str:
         return f"AGLA: together with the salient part of the picture, α = {self.alpha}"
 
-    def edits(self, vlm: VLM, prompt: Prompt) -> Edits:
+    def edits(self, vlm: VLM, prompt: Prompt) -> Contrast:
         maps = self.saliency(vlm, prompt) if callable(self.saliency) else self.saliency
         if self.keep is not None:
             maps = [_best(one, self.keep) for one in ([maps] if isinstance(maps, np.ndarray) else maps)]
@@ -129,7 +127,5 @@ def _best(one: Float[np.ndarray, "height width"], share: float) -> Float[np.ndar
     return (one >= np.quantile(one, 1 - share)).astype(float)
 
 
-def _contrast(other: Edit, weight: float, plausibility: float | None = None, **settings: Any) -> Edits:
-    if not weight:
-        return Edits()
-    return Edits((Contrast(other, weight, plausibility, **settings),))
+def _contrast(other: Edit, weight: float, plausibility: float | None = None, **settings: Any) -> Contrast:
+    return Contrast(other, weight, plausibility if weight else None, **settings)

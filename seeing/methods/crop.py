@@ -58,7 +58,7 @@ class ViCrop(Method):
                 f"ratios={self.ratios!r}"
             )
 
-    def maps(self, vlm: VLM, prompt: Prompt) -> list[Float[np.ndarray, " token"]]:
+    def maps(self, vlm: VLM, prompt: Prompt) -> list[Float[np.ndarray, " _"]]:
         """The relative attention of each row's image tokens."""
         generic = prompt.with_turns(lambda _, turn: replace(turn, question=self.generic, template=None))
         asked, usual = (self._read(vlm, one) for one in (prompt, generic))
@@ -75,7 +75,7 @@ class ViCrop(Method):
         edited = vlm.with_edits(Crop(self.windows(vlm, prompt), append=True))
         return edited.answer(prompt)
 
-    def _read(self, vlm: VLM, prompt: Prompt) -> list[Float[np.ndarray, " token"]]:
+    def _read(self, vlm: VLM, prompt: Prompt) -> list[Float[np.ndarray, " _"]]:
         layers = attention_layers(self.layers, vlm)
         rows = read_rows(vlm, prompt, layers=layers).over_images[:, :, :, -1].mean((1, 2))
         if rows.isnan().any():

@@ -66,7 +66,7 @@ def grids_of(prompt: Prompt) -> list[VisualGrid]:
     return [keys.grids[keys.grid_rows.index(row)] for row in range(len(prompt))]
 
 
-def token_maps(prompt: Prompt, rows: Float[Tensor, "batch key"]) -> list[Float[np.ndarray, " token"]]:
+def token_maps(prompt: Prompt, rows: Float[Tensor, "batch key"]) -> list[Float[np.ndarray, " _"]]:
     """Each row's scores at the image tokens of its first picture."""
     return [rows[row, grid.positions].double().numpy() for row, grid in enumerate(grids_of(prompt))]
 
@@ -83,7 +83,7 @@ def highlight_windows(prompt: Prompt, windows: list[Window], alpha: float) -> Hi
     )
 
 
-def positions_mask(prompt: Prompt, tokens: list[Bool[Tensor, " token"]]) -> Bool[Tensor, "batch pos"]:
+def positions_mask(prompt: Prompt, tokens: list[Bool[Tensor, " _"]]) -> Bool[Tensor, "batch pos"]:
     """Masks over each row's image tokens, as one mask over the positions of the prompt."""
     if prompt.cross is not None:
         raise BadEdit("tokens of a picture have no positions in the sequence of a model with cross-attention")

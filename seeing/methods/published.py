@@ -9,6 +9,7 @@ modules of their own.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,7 +30,7 @@ from seeing.vlm import VLM
 # ---- this project's own -------------------------------------------------------------------------
 
 
-def vea_in_pass(heads: HeadTable | Any, layers: tuple[int, ...], gain: float = 16.0) -> BoostInPass:
+def vea_in_pass(heads: HeadTable | Any, layers: Iterable[int], gain: float = 16.0) -> BoostInPass:
     """VEA (arXiv 2510.17771) without its second pass: `BoostInPass`.
 
     ``heads`` are a table {layer: [heads]}, or a `Profile`, of which the best four before ``layers`` are read.

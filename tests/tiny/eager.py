@@ -1,26 +1,42 @@
-"""A bare Hugging Face model whose attention is the textbook formula, with hands in it.
+"""A bare Hugging Face model whose attention is the textbook formula, to write published methods into by hand.
 
-`Eager` knows transformers' modules and nothing of the library. What a published method does is written into it
-in a line, and its logits are those that the library's edits have to give.
+`Eager` knows transformers' modules and nothing of the library. One pass over a prompt and the tokens that
+were decoded behind it gives the logits that each token must have been chosen from.
 """
 
 from __future__ import annotations
 
-import contextlib
 import copy
-from collections.abc import Callable, Iterator, Mapping
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from transformers.masking_utils import AttentionMaskInterface, eager_mask
 from transformers.modeling_utils import AttentionInterface
+
+import seeing
+from seeing.prompt import Prompt
+from seeing.zoo import open_zoo
+from tiny.merged import BUILDERS as MERGED
+from tiny.packed import BUILDERS as PACKED
+from tiny.parts import sharpen
+from tiny.tiled import BUILDERS as TILED
+
+#: Tokens of an answer: one from the prompt pass, one from the KV cache.
+STEPS = 2
+
+LONG = "what digit is on the blue circle on the red square ?"
 
 #: (layer, rows (batch, head, query, key), visible) -> rows.
 Change = Callable[[int, Tensor, Tensor], Tensor]
 
 
 class Eager:
-    """``step_logits(inputs, ids)`` is one pass over a prompt and the tokens that were decoded behind it."""
+    """``logits(inputs, ids)`` is one pass over a prompt and the tokens that were decoded behind it."""
 
     def __init__(self, model: torch.nn.Module):
         self.model = copy.deepcopy(model).eval()
@@ -28,8 +44,8 @@ class Eager:
         self.number = {id(layer.self_attn): number for number, layer in enumerate(self.layers)}
         self.scores: Change | None = None
         self.pattern: Change | None = None
-        AttentionInterface.register("by_formula", self._attend)
         AttentionMaskInterface.register("by_formula", eager_mask)
+        AttentionInterface.register("by_formula", self._attend)
         self.model.set_attn_implementation("by_formula")
 
     def _attend(self, module, q, k, v, attention_mask=None, scaling=None, **kwargs):
@@ -46,26 +62,96 @@ class Eager:
             pattern = self.pattern(layer, pattern, visible)
         return (pattern @ v).transpose(1, 2), pattern
 
-    @contextlib.contextmanager
-    def changed(self, scores: Change | None = None, pattern: Change | None = None) -> Iterator[None]:
-        """Passes in which the rows of every text layer are changed."""
-        self.scores, self.pattern = scores, pattern
-        AttentionInterface.register("by_formula", self._attend)
-        try:
-            yield
-        finally:
-            self.scores = self.pattern = None
-
     @torch.no_grad()
-    def step_logits(self, inputs: Mapping[str, Tensor], ids: Tensor) -> Tensor:
-        """(batch, step, d_vocab): the logits that each token of ``ids`` (batch, step) was chosen from."""
+    def logits(self, inputs: Mapping[str, Tensor], ids: Tensor) -> Tensor:
+        """(batch, step, d_vocab): what each of the tokens ``ids`` (batch, step) was chosen from."""
         AttentionInterface.register("by_formula", self._attend)
-        given = {name: value for name, value in inputs.items() if name != "position_ids"}
-        longer = {"input_ids": ids[:, :-1], "attention_mask": torch.ones_like(ids[:, :-1])}
+        given, decoded = dict(inputs), ids[:, :-1]
+        more = {"input_ids": decoded, "attention_mask": torch.ones_like(decoded)}
         for name in ("token_type_ids", "mm_token_type_ids"):
-            if name in given:
-                longer[name] = torch.zeros_like(ids[:, :-1])
-        for name, more in longer.items():
-            given[name] = torch.cat([given[name], more], 1)
-        logits = self.model(**given).logits
-        return logits[:, -ids.shape[1] :]
+            more[name] = torch.zeros_like(decoded)
+        if "position_ids" in given:
+            more["position_ids"] = given["position_ids"][..., -1:] + 1 + torch.arange(decoded.shape[1])
+        for name in more.keys() & given.keys():
+            given[name] = torch.cat([given[name], more[name]], -1)
+        return self.model(**given).logits[:, -ids.shape[1] :]
+
+
+class Case:
+    """A model under `seeing`, whose answers are `STEPS` tokens, and the same weights by the formula."""
+
+    def __init__(self, model: torch.nn.Module, processor: Any):
+        model.generation_config.max_new_tokens = STEPS
+        model.generation_config.eos_token_id = None
+        self.eager = Eager(model)
+        self.vlm = seeing.load((model, processor), check=False)
+
+    @functools.cached_property
+    def batch(self) -> Prompt:
+        """Two rows, the first padded, pictures of different shapes, with evidence."""
+        prompt = self.vlm.prompts(
+            [
+                (painted(76, 52), "what digit is on the red square ?", ((20, 12, 50, 40),)),
+                (painted(50, 90, 1), LONG, ((5, 20, 40, 60),)),
+            ]
+        )
+        assert not prompt.inputs["attention_mask"].all()
+        return prompt
+
+    @functools.cached_property
+    def single(self) -> Prompt:
+        return self.vlm.prompt(painted(), LONG, [(20, 12, 50, 40)])
+
+    def rows(self, prompt: Prompt, name: str) -> Tensor:
+        """(batch, key): which positions of the prompt, and of what is decoded behind, a span holds."""
+        return torch.nn.functional.pad(prompt.spans.mask(name), (0, STEPS - 1))
+
+    def logprobs(self, prompt: Prompt, answers: Any) -> Tensor:
+        """(batch, step, d_vocab) by the formula, behind the tokens of ``answers``."""
+        return self.eager.logits(prompt.inputs, ids_of(answers)).log_softmax(-1)
+
+    def by_hand(
+        self, prompt: Prompt, answers: Any, scores: Change | None = None, pattern: Change | None = None
+    ) -> Tensor:
+        """`logprobs` with rows changed by hand, which must show in every row of the batch."""
+        plain = self.logprobs(prompt, answers)
+        self.eager.scores, self.eager.pattern = scores, pattern
+        try:
+            changed = self.logprobs(prompt, answers)
+        finally:
+            self.eager.scores = self.eager.pattern = None
+        assert ((changed - plain).abs().amax((1, 2)) > 1e-3).all(), "what is done by hand changes nothing"
+        return changed
+
+
+def llava() -> tuple[torch.nn.Module, Any]:
+    """The embedded model's shape, random weights."""
+    model, processor = open_zoo("plates-null")
+    sharpen(model)
+    return model, processor
+
+
+@functools.cache
+def case_of(name: str) -> Case:
+    return Case(*{**MERGED, **PACKED, **TILED, "llava": llava}[name]())
+
+
+def painted(width: int = 76, height: int = 52, seed: int = 0) -> Image.Image:
+    """A picture of smooth noise."""
+    coarse = np.random.default_rng(seed).integers(0, 256, (7, 9, 3), dtype=np.uint8)
+    return Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
+
+
+def ids_of(answers: Any) -> Tensor:
+    """(batch, step): the tokens of answers."""
+    return torch.stack([one.ids for one in (answers if isinstance(answers, list) else [answers])])
+
+
+def agree(answers: Any, logprobs: Tensor, tolerance: float = 1e-4) -> None:
+    """The answers are the best tokens of ``logprobs`` (batch, step, d_vocab), at every step."""
+    given = answers if isinstance(answers, list) else [answers]
+    assert ids_of(answers).shape[1] == STEPS
+    best = logprobs.max(-1)
+    found = torch.stack([one.token_logprobs for one in given])
+    torch.testing.assert_close(found, best.values, atol=tolerance, rtol=0)
+    assert torch.equal(ids_of(answers), best.indices)
