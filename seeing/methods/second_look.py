@@ -130,9 +130,7 @@ def plan(vlm: VLM) -> Plan:
         if looks_back(edit, vlm):
             return Plan(False, f"{edit!r} looks at more of its pass than the last token")
     if vlm.last_unseen is None:
-        return Plan(
-            True, "not proved at load; its prompt pass shows whether an earlier token sees the last"
-        )
+        return Plan(True, "not proved at load; its prompt pass shows whether an earlier token sees the last")
     return Plan(True, "no earlier token of a prompt sees the last one, as proved at load")
 
 
