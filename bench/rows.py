@@ -30,25 +30,25 @@ from seeing.zoo.build import build_config, build_processor
 SIDE, PATCH = 560, 14
 
 
-def build() -> tuple[VLM, Prompt]:
-    """1,600 image tokens, 8 text layers × 1,024 wide, 16 heads; random weights."""
+def build(side: int = SIDE) -> tuple[VLM, Prompt]:
+    """(side / 14)² image tokens, 8 text layers × 1,024 wide, 16 heads; random weights."""
     torch.manual_seed(0)
     config = build_config(text_layers=8)
     config.text_config.hidden_size, config.text_config.intermediate_size = 1024, 2816
     config.text_config.num_attention_heads = config.text_config.num_key_value_heads = 16
     config.text_config.head_dim = 64
     config.text_config.max_position_embeddings = 4096
-    config.vision_config.image_size = SIDE
-    config.image_seq_length = (SIDE // PATCH) ** 2
+    config.vision_config.image_size = side
+    config.image_seq_length = (side // PATCH) ** 2
     processor = build_processor()
     processor.tokenizer.model_max_length = 4096
-    processor.image_processor.size = {"shortest_edge": SIDE}
-    processor.image_processor.crop_size = {"height": SIDE, "width": SIDE}
+    processor.image_processor.size = {"shortest_edge": side}
+    processor.image_processor.crop_size = {"height": side, "width": side}
     model = LlavaForConditionalGeneration(config)
     model.generation_config.eos_token_id = None
     model.generation_config.max_new_tokens = 2
     vlm = seeing.load((model, processor), check=False)
-    noise = np.random.default_rng(0).integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)
+    noise = np.random.default_rng(0).integers(0, 256, (side, side, 3), dtype=np.uint8)
     return vlm, vlm.prompt(Image.fromarray(noise), "what digit is on the red square ?")
 
 

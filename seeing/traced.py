@@ -40,6 +40,10 @@ class Run:
         return Run, ()
 
 
+class RunEnded(Exception):
+    """Thrown into edits that wait for a step which the run did not make."""
+
+
 @dataclass(frozen=True)
 class Beside:
     """The place in a batch of a second run's rows."""
@@ -208,7 +212,7 @@ class TracedModel(TransformersModel):
                 for mediator in self._mediators:
                     pending = mediator.pending
                     if mediator.alive and pending is not None and (stopped or pending.iteration):
-                        mediator.worker.throw(GreenletExit)
                         mediator.pending = None
+                        mediator.worker.throw(GreenletExit if stopped else RunEnded)
 
         return run

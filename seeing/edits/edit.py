@@ -14,7 +14,7 @@ these (a patch of many sites, an ablation of heads in many layers) come apart wh
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import MISSING, Field, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -61,6 +61,10 @@ class Edit(ABC):
 
     def compile(self, vlm: VLM) -> Program:
         return Edits((self,)).compile(vlm)
+
+    def apply(self, vlm: VLM, steps: int | Iterable[int] = 0) -> None:
+        """Make the edit in a trace of one's own; see `Edits.apply`."""
+        Edits((self,)).apply(vlm, steps)
 
     def to_json(self, path: str | Path | None = None) -> str:
         """The edit as JSON; see `Edits.to_json`."""
@@ -245,6 +249,19 @@ class Edits:
         if not self.edits:
             raise BadEdit("no edits were given; vlm itself is the unedited model")
         return Program.of(vlm, self.edits)
+
+    def apply(self, vlm: VLM, steps: int | Iterable[int] = 0) -> None:
+        """Make the edits in a trace of one's own, ``with vlm.trace(prompt): edits.apply(vlm)``.
+
+        ``steps`` are those to make them in: 0, the prompt pass, or ``tracer.iter[:]`` for all of a generation.
+        The call goes through the model up to the last site edited, so that what is read behind it must lie
+        further on; `VLM.with_edits` has no such order. Raises `BadEdit` for edits of pictures and contrasts,
+        which are made before the run.
+        """
+        program = self.compile(vlm)
+        if program.images or program.mixing is not None:
+            raise BadEdit(f"{self!r} acts before the run starts: vlm.with_edits(…) makes it, a trace can't")
+        program.run(vlm, [steps] if isinstance(steps, int) else steps)
 
     def to_json(self, path: str | Path | None = None) -> str:
         """The edits as JSON, which `from_json` reads back.

@@ -119,7 +119,9 @@ class _PatchPattern(PatternEdit):
 
     def pattern(self, pattern: Float[Tensor, "batch head rows key"], at: Moment, seen: Tensor) -> Tensor:
         value = self.source.value(self.name).to(pattern)
-        fits = at.prompt is not None and self.source.fits(at.prompt)
+        # Rows are those of the queries' prompt, also where the keys are the picture's alone.
+        prompt = (at.asking or at).prompt
+        fits = prompt is not None and self.source.fits(prompt)
         if value.shape[-1] != pattern.shape[-1] or len(value) not in (1, len(pattern)) or not fits:
             raise BadEdit(
                 f"{self.name} of the source has {value.shape[-1]} keys in {len(value)} row(s), here there "

@@ -34,6 +34,7 @@ from seeing.kernels import Kernel
 from seeing.names import Name
 from seeing.prompt import Prompt
 from seeing.sites import Site
+from seeing.traced import RunEnded
 from seeing.vlm import VLM
 
 
@@ -47,6 +48,10 @@ class KernelVisit:
     kernel: Kernel
     edits: list[RowEdit] = field(default_factory=list)
     read: bool = False
+
+    @property
+    def name(self) -> str:
+        return f"text.{self.kernel.layer}.attn.pattern"
 
     def due(self, step: int, looks: bool) -> bool:
         return (self.read and step == 0) or any(edit.now(step) for edit in self.edits)
@@ -179,6 +184,10 @@ class SiteVisit:
     edits: list[SiteEdit] = field(default_factory=list)
     watched: float = 0
 
+    @property
+    def name(self) -> str:
+        return self.site.name
+
     def due(self, step: int, looks: bool) -> bool:
         """Whether there is something to do in this step; the tower runs only in a first pass that looks."""
         runs = step < self.stop and (looks or not self._tower)
@@ -267,6 +276,7 @@ class Program:
         return prompt.with_turns(edited) if self.images else prompt
 
     def run(self, vlm: VLM, steps: Iterable[int]) -> None:
+        """Visit what is due in each step. Raises `BadEdit` when the run ends in the midst of one."""
         readings: dict[Any, Any] = {}
         stop = max((visit.stop for visit in self.visits), default=0)
         for step in steps:
@@ -274,8 +284,16 @@ class Program:
                 break
             due = [visit for visit in self.visits if visit.due(step, vlm.looks)]
             moment = _moment(vlm, step, readings) if due else None
-            for visit in due:
-                visit.run(moment)
+            for number, visit in enumerate(due):
+                try:
+                    visit.run(moment)
+                except RunEnded:
+                    if number == 0:
+                        return
+                    raise BadEdit(
+                        f"the run ended in step {step} before it reached {visit.name}, which edits wait for: they "
+                        f"did nothing there; leave that layer out"
+                    ) from None
 
 
 def _moment(vlm: VLM, step: int, readings: dict) -> Moment:

@@ -99,37 +99,31 @@ def ablate_heads(heads: Any, to: str = "zero", source: Any = None) -> Edited:
 
 
 def random_heads(
-    vlm: VLM, like: HeadTable | int, seed: int = 0, *, exclude: Any = None, layers: Any = "all"
+    vlm: VLM, like: Any, seed: int = 0, *, exclude: Any = None, layers: Any = "all"
 ) -> HeadTable:
     """Heads drawn at random, as a table {layer: [heads]}, to put where a method names its own.
 
     ``like`` is a table: as many heads in each of its layers, and none of its own. Or a number: as many out of
     all ``layers`` with attention. ``exclude`` are further heads that are not drawn. The draw depends on
-    ``seed`` and on nothing else but the number of heads.
+    ``seed``, and on how many heads there are to draw from.
 
     Raises `BadEdit` where there are not so many others.
     """
-    taken = dict(head_table(exclude)) if exclude else {}
-    if (n := whole(like)) is None:
-        table = head_table(like)
-        wanted = {layer: len(own) for layer, own in table}
-        pools = [([layer], wanted[layer], {(layer, head) for head in own}) for layer, own in table]
-        attention_layers(list(wanted), vlm)
+    taken = {(layer, head) for layer, heads in head_table(exclude) for head in heads} if exclude else set()
+    count = whole(like)
+    if count is None:
+        own = head_table(like)
+        taken |= {(layer, head) for layer, heads in own for head in heads}
+        draws = [(attention_layers(layer, vlm), len(heads)) for layer, heads in own]
     else:
-        pools = [(attention_layers(layers, vlm), n, set())]
+        draws = [(attention_layers(layers, vlm), count)]
     rng, drawn = np.random.default_rng(seed), []
-    for some, count, own in pools:
-        free = [
-            (layer, head)
-            for layer in some
-            for head in range(vlm.cfg.n_heads)
-            if (layer, head) not in own and head not in taken.get(layer, ())
-        ]
-        if not 1 <= count <= len(free):
-            raise BadEdit(
-                f"{count} heads are to be drawn from layers {list(some)}, where {len(free)} others are left"
-            )
-        drawn += [free[one] for one in rng.choice(len(free), count, replace=False)]
+    for some, n in draws:
+        free = [(layer, head) for layer in some for head in range(vlm.cfg.n_heads)]
+        free = [pair for pair in free if pair not in taken]
+        if not 1 <= n <= len(free):
+            raise BadEdit(f"{n} heads are to be drawn from layers {list(some)}, where {len(free)} are left")
+        drawn += [free[one] for one in rng.choice(len(free), n, replace=False)]
     return as_dict(head_table(drawn))
 
 

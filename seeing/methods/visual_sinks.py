@@ -94,19 +94,18 @@ def sink_dims(
 ) -> SinkDims:
     """The ``k`` (or fewer) dimensions that make sinks in this model, the largest first: what `var` takes.
 
-    A dimension is one if it is above ``tau`` × rms at some token in some layer, above no more than half of
-    that at the median token (else it would make a sink of every token), and three times what the median
-    dimension reaches. LLaMA-2-7B has 2533 and 1415. No dimension can exceed √d_model × rms, so narrow models
-    have none at 20.
+    A dimension is one if it is above ``tau`` × rms in some layer, at one token in ten at most (else it would
+    make sinks of them all), and reaches twice what the median dimension does. LLaMA-2-7B has 2533 and 1415.
+    No dimension can exceed √d_model × rms, so narrow models have none at 20.
 
     Raises `BadEdit` where there is none; it says how large the largest get.
     """
     if whole(k) is None or k < 1:
         raise BadEdit(f"k is how many dimensions to look for, at least 1; got {k!r}")
     sizes = sink_sizes(vlm, prompts)
-    top, usual = sizes.amax(0), sizes.median(0).values
+    top, often = sizes.amax(0), (sizes > tau).float().mean(0)
     rest = float(top.median())
-    good = (top > tau) & (usual < tau / 2) & (top > 3 * rest)
+    good = (top > tau) & (often <= 0.1) & (top > 2 * rest)
     ranked = top.argsort(descending=True, stable=True).tolist()
     dims = [dim for dim in ranked if good[dim]][:k]
     if not dims:
