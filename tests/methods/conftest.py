@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
@@ -48,6 +49,22 @@ class ByHand:
         r, c = window
         return [8 * r + c, 8 * r + c + 1, 8 * r + c + 8, 8 * r + c + 9]
 
+    @classmethod
+    def keys(cls, bare, asked, heads: dict[int, list[int]]) -> list[list[int]]:
+        """The positions of each row's own window in the padded batch."""
+        longest = max(len(question.split()) for _, question in asked)
+        keys = []
+        for picture, question in asked:
+            window = cls.own_window(bare.image_rows(picture, question), heads)
+            keys.append([1 + longest - len(question.split()) + token for token in cls.tokens(window)])
+        return keys
+
+    @staticmethod
+    def boosted_logits(bare, asked, keys: list[list[int]], gain: float, layers) -> torch.Tensor:
+        """The bare model's logits at the last token, under a boost of the keys."""
+        with torch.no_grad(), bare.boosted(keys, gain, layers):
+            return bare.model(**bare.inputs(*asked)).logits[:, -1]
+
     @staticmethod
     def box_map(window: tuple[int, int]) -> np.ndarray:
         """1 on the 28 × 28 pixels of a window."""
@@ -60,6 +77,35 @@ class ByHand:
 @pytest.fixture(scope="session")
 def by_hand():
     return ByHand
+
+
+class Counter:
+    """How often the vision tower runs, and how many tokens each pass of the text stack takes."""
+
+    def __init__(self, model):
+        self.looks, self.tokens = 0, []
+        self.hooks = [
+            model.model.vision_tower.register_forward_pre_hook(self._look),
+            model.model.language_model.norm.register_forward_pre_hook(self._pass),
+        ]
+
+    def _look(self, module, args):
+        self.looks += 1
+
+    def _pass(self, module, args):
+        self.tokens.append(args[0].shape[1])
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exc):
+        for hook in self.hooks:
+            hook.remove()
+
+
+@pytest.fixture(scope="session")
+def counter():
+    return Counter
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,6 @@ from sklearn.metrics import roc_auc_score
 
 from seeing.maps import Window, window_tokens
 from seeing.methods import Base, RandomAttention, SecondLook
-from seeing.methods.vea import own_rows
 from seeing.probes.reading import read_rows
 from seeing.study.outcomes import Looked, Outcomes, collect, look
 
@@ -81,7 +80,7 @@ def test_where_the_model_looked_is_where_its_eager_rows_are(outcomes, bare, mixe
 
 def test_the_region_is_the_one_that_a_second_look_boosts(trained, crowded):
     prompt = trained.prompts(crowded)
-    boost = SecondLook(HEADS).boost(prompt, own_rows(trained, prompt, HEADS))
+    boost = SecondLook(HEADS).edit(trained, prompt)
     for row, looked in enumerate(look(read_rows(trained, prompt), HEADS)):
         grid = prompt.grids[row]
         assert list(boost.keys.rows[row]) == grid.positions[window_tokens(grid, looked.region)].tolist()
