@@ -21,6 +21,7 @@ from seeing.edits.layers import when_said
 from seeing.edits.moment import BadEdit
 from seeing.edits.scores import is_number
 from seeing.names import Name
+from seeing.traced import RunEnded
 from seeing.vlm import VLM
 
 if TYPE_CHECKING:
@@ -119,7 +120,10 @@ class Mixing:
             if not self.contrast.now(step):
                 continue
             site = vlm.sites["logits"]
-            logits = site.read()
+            try:
+                logits = site.read()
+            except RunEnded:
+                return
             own, other = logits[:, -1].chunk(2)
             mixed = self.contrast.mixed(own, other, step)
             site.write(torch.cat([logits[:, :-1], torch.cat([mixed, mixed])[:, None]], 1))
