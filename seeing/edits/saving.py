@@ -45,8 +45,21 @@ VERSION = 1
 KINDS: dict[str, type] = {
     kind.__name__: kind
     for kind in (
-        *(scores.Bias, scores.ScaleAttention, scores.Knockout, scores.Temperature, scores.Amplify),
-        *(pattern.ScalePattern, pattern.SetPattern, pattern.Redistribute, pattern.Attending),
+        *(
+            scores.Bias,
+            scores.ScaleAttention,
+            scores.Knockout,
+            scores.Temperature,
+            scores.Amplify,
+            scores.MapScores,
+        ),
+        *(
+            pattern.ScalePattern,
+            pattern.SetPattern,
+            pattern.MapPattern,
+            pattern.Redistribute,
+            pattern.Attending,
+        ),
         *(heads.AblateHeads, heads.ScaleHeads, heads.SetHeads),
         *(residual.Steer, residual.Rotate, residual.ProjectOut, residual.SetResidual),
         *(patch.Patch, Source, lens.MixLayers, contrast.Contrast, Edits),
