@@ -65,7 +65,7 @@ def load(
     Args:
         x: the name of an embedded model ("plates-tiny"), a folder that ``save_pretrained`` wrote, a
             Hugging Face hub id, or a (model, processor) pair.
-        check: run the proof at load (six forwards of one small prompt). Turn it off for a model
+        check: run the proof at load (five forwards of one small prompt). Turn it off for a model
             that a proof in this process already covered.
         family: the name of the family to read the model with, instead of the one that its model_type
             says; "generic" resolves the modules by their kind, and the proof decides.

@@ -1,4 +1,4 @@
-"""The proof at load: honest models pass, in six small forwards, and a planted lie is named by its site."""
+"""The proof at load: honest models pass, in five small forwards, and a planted lie is named by its site."""
 
 import copy
 import dataclasses
@@ -57,16 +57,17 @@ def test_honest_models_pass(pair, settings):
     assert isinstance(seeing.load(pair(**settings)), VLM)
 
 
-def test_it_costs_six_forwards_and_leaves_nothing_behind(pair):
+def test_it_costs_five_forwards_and_leaves_nothing_behind(pair):
     model, processor = pair()
     before = {name: weight.clone() for name, weight in model.named_parameters()}
     calls = []
     model.model.language_model.layers[0].register_forward_hook(lambda *_: calls.append(1))
     vlm = seeing.load((model, processor))
-    assert 4 <= len(calls) <= 6
+    assert len(calls) == 5
     assert all(torch.equal(weight, before[name]) for name, weight in model.named_parameters())
     assert all(weight.grad is None for weight in model.parameters())
     assert vlm.edits is None
+    assert vlm.last_unseen is True
     assert vlm.running is None or len(vlm.running) == 1
     assert not model.training
 
