@@ -26,6 +26,7 @@ from seeing.methods.method import (
     highlight_windows,
     positions_mask,
 )
+from seeing.methods.second_look import crossing
 from seeing.prompt import Prompt
 from seeing.vlm import VLM
 
@@ -59,18 +60,22 @@ class OracleHighlight(Method):
 
 @dataclass(frozen=True)
 class RandomAttention(Method):
-    """Boost a random window in the last token's attention, all layers."""
+    """Boost a random window in the last token's attention, all layers that see the picture."""
 
     gain: float = 4.0
     window: tuple[int, int] = (2, 2)
     seed: int = 0
     about = "boost a random window"
 
-    def answer(self, vlm: VLM, prompt: Prompt) -> Answers:
+    def edit(self, vlm: VLM, prompt: Prompt) -> ScaleAttention:
         windows = random_windows(prompt, self.window, self.seed)
         tokens = [window_tokens(grid, window) for grid, window in zip(grids_of(prompt), windows)]
         keys = Positions.of_mask(positions_mask(prompt, tokens))
-        return vlm.with_edits(ScaleAttention(keys=keys, gain=self.gain)).answer(prompt)
+        layers = "all" if prompt.cross is None else crossing("all", [], vlm)
+        return ScaleAttention(keys=keys, gain=self.gain, layers=layers)
+
+    def answer(self, vlm: VLM, prompt: Prompt) -> Answers:
+        return vlm.with_edits(self.edit(vlm, prompt)).answer(prompt)
 
 
 def random_region(gain: float = 4.0, window: tuple[int, int] = (2, 2), seed: int = 0) -> RandomAttention:

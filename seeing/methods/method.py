@@ -17,7 +17,6 @@ from torch import Tensor
 from seeing.edits import Edits, Highlight
 from seeing.edits.edit import Edit
 from seeing.edits.seen import seen_window
-from seeing.edits.select import BadEdit
 from seeing.grid import VisualGrid
 from seeing.maps import Window, window_mask_map
 from seeing.prompt import Prompt
@@ -84,10 +83,8 @@ def highlight_windows(prompt: Prompt, windows: list[Window], alpha: float) -> Hi
 
 
 def positions_mask(prompt: Prompt, tokens: list[Bool[Tensor, " _"]]) -> Bool[Tensor, "batch pos"]:
-    """Masks over each row's image tokens, as one mask over the positions of the prompt."""
-    if prompt.cross is not None:
-        raise BadEdit("tokens of a picture have no positions in the sequence of a model with cross-attention")
-    mask = torch.zeros(len(prompt), prompt.length, dtype=torch.bool)
+    """Masks over each row's image tokens, as one mask over the keys that its tokens are."""
+    mask = torch.zeros(len(prompt), prompt.keys.length, dtype=torch.bool)
     for row, (grid, chosen) in enumerate(zip(grids_of(prompt), tokens)):
         mask[row, grid.positions[chosen]] = True
     return mask

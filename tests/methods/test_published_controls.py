@@ -2,10 +2,13 @@
 
 import numpy as np
 import pytest
+from tiny.eager import case_of
 
 from seeing import edits as E
 from seeing import methods
 from seeing.edits import BadEdit
+from seeing.maps import window_tokens
+from seeing.methods.controls import random_windows
 
 OWN = {1: [0, 3], 4: [2]}
 
@@ -75,6 +78,24 @@ def test_a_random_region_does_not_depend_on_the_batch(random, crowded):
     for answer, other in zip(together, backwards[::-1]):
         np.testing.assert_allclose(answer.token_logprobs, other.token_logprobs, atol=1e-4)
     assert method == methods.RandomAttention(8.0, (2, 2), 3)
+
+
+def test_a_random_region_is_boosted_also_where_the_picture_has_keys_of_its_own():
+    """In mllama: the weight of the window against the other keys is multiplied by the gain."""
+    case = case_of("mllama")
+    method = methods.random_region(5.0)
+    edit = method.edit(case.vlm, case.batch)
+    assert edit.layers == (1, 3)
+    name = "text.1.attn.pattern"
+    before = case.vlm.cache(case.batch, name)[name][:, :, 0].double()
+    after = case.vlm.with_edits(edit).cache(case.batch, name)[name][:, :, 0].double()
+    grids = case.batch.keys.grids
+    for row, (grid, window) in enumerate(zip(grids, random_windows(case.batch, (2, 2), 0))):
+        chosen = grid.positions[window_tokens(grid, window)]
+        odds = [rows[row][:, chosen].sum(-1) for rows in (before, after)]
+        grown = odds[1] / (1 - odds[1]) / (odds[0] / (1 - odds[0]))
+        np.testing.assert_allclose(grown, 5.0, rtol=1e-4)
+    assert len(method.answer(case.vlm, case.batch)) == 2
 
 
 def test_the_oracle_is_a_boost_of_the_annotated_evidence(random, crowded):

@@ -41,7 +41,7 @@ class Eager:
     def __init__(self, model: torch.nn.Module):
         self.model = copy.deepcopy(model).eval()
         self.layers = list(self.model.get_decoder().layers)
-        self.number = {id(layer.self_attn): number for number, layer in enumerate(self.layers)}
+        self.number = {id(getattr(one, "self_attn", None)): number for number, one in enumerate(self.layers)}
         self.scores: Change | None = None
         self.pattern: Change | None = None
         AttentionMaskInterface.register("by_formula", eager_mask)
