@@ -100,11 +100,11 @@ def test_a_method_at_its_neutral_setting_is_the_model_as_it_is(case, name):
 @pytest.mark.parametrize("name", NAMES)
 def test_a_method_moves_the_trained_model_and_leaves_it_as_it_was(trained, crowded, name):
     prompt = trained.prompts(crowded[:2])
-    before = trained.cache(prompt, "logits")["logits"]
-    method = by_name(trained)[name]
-    answers = method.answer(trained, prompt)
+    before, plain = trained.cache(prompt, "logits")["logits"], trained.answer(prompt)
+    answers = by_name(trained)[name].answer(trained, prompt)
     assert len(answers) == 2
     assert all(len(one.ids) and one.token_logprobs.isfinite().all() for one in answers)
+    assert max(abs(one.logprob - other.logprob) for one, other in zip(answers, plain)) > 1e-5
     assert torch.equal(trained.cache(prompt, "logits")["logits"], before)
 
 
