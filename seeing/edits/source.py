@@ -167,7 +167,8 @@ def span_labels(prompt: Prompt) -> tuple[tuple[str, ...], Int[Tensor, "batch pos
     return names, labels
 
 
-End = tuple[tuple[str, ...], Int[Tensor, " pos"], Bool[Tensor, " pos"]]
+#: One end of a patch: names of spans, the span of each position, which are chosen. The ends differ in length.
+End = tuple[tuple[str, ...], Int[Tensor, " _"], Bool[Tensor, " _"]]
 
 
 def _aligned(target: End, source: End, row: int) -> tuple[Int[Tensor, " n"], Int[Tensor, " n"]]:
