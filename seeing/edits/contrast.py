@@ -45,7 +45,7 @@ class Contrast(Edit):
     and are refused.
     """
 
-    with_: Edit | Edits
+    with_: Any
     weight: float
     plausibility: float | None = None
     own: float | None = None

@@ -58,7 +58,7 @@ def test_in_one_of_several_invokes_they_edit_its_rows_only(random, crowded):
 @pytest.mark.parametrize("edit", [E.Noise(0.1), E.Contrast(E.Edits(), 0.5)])
 def test_what_acts_before_the_run_is_no_part_of_a_trace(random, crowded, edit):
     prompt = random.prompt(crowded[0])
-    with pytest.raises(E.BadEdit, match="acts before the run starts"):
+    with pytest.raises(E.BadEdit, match="acts before the run starts"):  # noqa: SIM117
         with random.trace(prompt):
             edit.apply(random)
 
@@ -117,5 +117,5 @@ def test_a_run_that_ends_between_two_visits_of_a_step_is_no_silent_loss(random, 
             Program([], list(visits)).run(random, range(3))
 
     run(Visit(True), Visit(False))  # the run made no such step: that is how it ends
-    with pytest.raises(E.BadEdit, match="ended in step 1 before it reached text.3.attn.pattern"):
+    with pytest.raises(E.BadEdit, match=r"ended in step 1 before it reached text\.3\.attn\.pattern"):
         run(Visit(False), Visit(True))

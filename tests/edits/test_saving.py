@@ -70,7 +70,7 @@ def test_tensors_stand_in_the_text_where_there_is_no_file(random, crowded):
 
 @pytest.mark.parametrize("edit", [E.MapScores(lambda z: z * 2), E.MapPattern(torch.relu)])
 def test_a_function_can_not_be_saved(edit):
-    with pytest.raises(E.BadEdit, match="function .* can't be saved"):
+    with pytest.raises(E.BadEdit, match=r"function .* can't be saved"):
         (E.Temperature(value=2.0) + edit).to_json()
 
 
