@@ -291,8 +291,8 @@ class Program:
                     if number == 0:
                         return
                     raise BadEdit(
-                        f"the run ended in step {step} before it reached {visit.name}, which edits wait for: they "
-                        f"did nothing there; leave that layer out"
+                        f"the run ended in step {step} before it reached {visit.name}, which edits wait for: "
+                        f"they did nothing there; leave that layer out"
                     ) from None
 
 
