@@ -10,14 +10,19 @@ from torch import Tensor
 from transformers import Cache
 
 from seeing.prompt import Prompt
+from seeing.queries import Queries
 
 
 class Activations(dict[str, Tensor]):
-    """Activations by their full names, and the ``prompt`` that they are of, as the run showed it."""
+    """Activations by their full names, and what they are of: the ``prompt`` as the run showed it, and which
+    rows of attention, ``queries``, were read.
+    """
 
-    def __init__(self, *args: Any, prompt: Prompt | None = None, **kwargs: Any):
+    def __init__(
+        self, *args: Any, prompt: Prompt | None = None, queries: Queries | None = None, **kwargs: Any
+    ):
         super().__init__(*args, **kwargs)
-        self.prompt = prompt
+        self.prompt, self.queries = prompt, queries
 
 
 class Answer(str):

@@ -202,7 +202,7 @@ class VLM(TracedModel):
         readout = Readout(
             self.sites, shown, wanted, queries, self.device, device=device, dtype=dtype, grad=grad
         )
-        values = Activations(prompt=shown)
+        values = Activations(prompt=shown, queries=queries)
         with torch.set_grad_enabled(grad), self.trace(prompt) as tracer:
             readout.run(values)
             tracer.stop()

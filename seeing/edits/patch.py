@@ -68,6 +68,9 @@ class Patch(Edit):
                 raise BadEdit(f"{site} can't be patched, {site.replace('scores', 'pattern')} can")
             if self.heads is not None and not name.site.startswith("attn."):
                 raise BadEdit(f"{site} has no heads; leave heads= out")
+            in_sequence = name.stack == "text" or str(name).startswith(("text.", "logits"))
+            if not in_sequence and repr(self.positions) != "'all'":
+                raise BadEdit(f"{site} has no positions of the sequence; patch it with positions='all'")
             if name.has_rows:
                 parts.append(self._rows(name, vlm))
             else:

@@ -19,7 +19,7 @@ from torch import Tensor
 from seeing.edits.edit import comparable, shown
 from seeing.edits.moment import BadEdit, Moment
 from seeing.edits.select import Selector, selector
-from seeing.names import from_transformer_lens
+from seeing.names import Name, from_transformer_lens
 from seeing.prompt import Prompt
 
 #: The label of padding.
@@ -52,6 +52,14 @@ class Source:
                 f"with vlm.cache(other_prompt, names)"
             )
         values = tuple(given[name] for name in wanted)
+        queries = getattr(cache, "queries", None)
+        if any(Name.parse(name).has_rows for name in wanted) and not (
+            queries is None or (isinstance(queries, str) and queries in ("last", "all"))
+        ):
+            raise BadEdit(
+                f"the source has the rows of {queries!r:.100}; rows are patched where they were read with "
+                f"queries='last' or 'all'"
+            )
         prompt = getattr(cache, "prompt", None)
         if prompt is None:
             return cls(wanted, values)
