@@ -117,13 +117,12 @@ class Mixing:
         for step in steps:
             if step >= self.contrast.stop:
                 break
-            if not self.contrast.now(step):
-                continue
             site = vlm.sites["logits"]
             try:
                 logits = site.read()
             except RunEnded:
                 return
             own, other = logits[:, -1].chunk(2)
-            mixed = self.contrast.mixed(own, other, step)
+            # Where nothing is mixed the other run still has to decode the same token.
+            mixed = self.contrast.mixed(own, other, step) if self.contrast.now(step) else own
             site.write(torch.cat([logits[:, :-1], torch.cat([mixed, mixed])[:, None]], 1))

@@ -28,7 +28,7 @@ HeadTable = tuple[tuple[int, tuple[int, ...]], ...]
 
 def whole(value: Any) -> int | None:
     """``value`` as an int where it is a whole number of any library's kind, else None."""
-    if isinstance(value, (bool, np.bool_)):
+    if isinstance(value, (bool, np.bool_)) or getattr(value, "dtype", None) == torch.bool:
         return None
     try:
         return operator.index(value)
@@ -62,8 +62,9 @@ def layers_said(spec: Any) -> str | int | Slice | tuple[int, ...]:
     spec = getattr(spec, "layers", spec)
     if isinstance(spec, Slice) or (isinstance(spec, str) and spec in ("all", "deep")):
         return spec
-    if isinstance(spec, slice):
-        return Slice(*(None if end is None else whole(end) for end in (spec.start, spec.stop, spec.step)))
+    ends = (spec.start, spec.stop, spec.step) if isinstance(spec, slice) else None
+    if ends and all(end is None or whole(end) is not None for end in ends):
+        return Slice(*(None if end is None else whole(end) for end in ends))
     if (layer := whole(spec)) is not None:
         return layer
     if not isinstance(spec, str) and isinstance(spec, Iterable):
