@@ -25,7 +25,8 @@ from jaxtyping import Bool
 from nnsight.intervention.interleaver import Mediator
 from torch import Tensor
 
-from seeing.attention import HIDDEN, AttentionCall, EditedRows, softmax
+from seeing.attention import HIDDEN, AttentionCall, softmax
+from seeing.edited import EditedRows
 from seeing.edits.contrast import Contrast, Mixing
 from seeing.edits.edit import Edit, ImageEdit, PatternEdit, RowEdit, ScoreEdit, SiteEdit
 from seeing.edits.moment import BadEdit, Moment
@@ -33,7 +34,7 @@ from seeing.edits.seen import read_last
 from seeing.kernels import Kernel
 from seeing.names import Name
 from seeing.prompt import Prompt
-from seeing.sites import Site
+from seeing.sites import Site, own_rows
 from seeing.traced import RunEnded
 from seeing.vlm import VLM
 
@@ -63,18 +64,23 @@ class KernelVisit:
 
     def run(self, at: Moment) -> None:
         call = self.kernel.call()
-        at = at.on(call.q.device).at(self.kernel.layer)
+        at = at.on(call.q.device).spread(len(call.q)).at(self.kernel.layer)
         if self.read:
             read_last(at, self.kernel.layer, call)
         edited = self.edited(call, [edit for edit in self.edits if edit.now(at.step)], at)
         if edited is None:
             return
+        if any(one.shares(edited.items) for one in self.kernel.edited):
+            raise BadEdit(
+                f"rows of layer {self.kernel.layer} are edited twice in this run, by an edited copy and in its "
+                f"trace: put both into one, edits + more"
+            )
         # From here to the kernel's output whoever reads this attention is shown the edited rows.
-        self.kernel.edited[:] = [edited]
+        self.kernel.edited.append(edited)
         try:
             served = Mediator.value(self.kernel.target)
         finally:
-            self.kernel.edited.clear()
+            self.kernel.edited[:] = [one for one in self.kernel.edited if one is not edited]
         Mediator.swap(self.kernel.target, self.kernel.put(served, edited.onto(self.kernel.take(served))))
 
     def edited(self, call: AttentionCall, edits: Sequence[RowEdit], at: Moment) -> EditedRows | None:
@@ -87,9 +93,7 @@ class KernelVisit:
                 f"{at.n_seen}; a static KV cache, or a prompt that is not the one that runs, can't be "
                 f"edited by position"
             )
-        queries = [
-            at.tokens(at.some(edit.queries, "queries", edit.decodes), call.n_queries) for edit in edits
-        ]
+        queries = [at.acting(edit.queries, "queries", edit, call.n_queries) for edit in edits]
         union = queries[0] if len(queries) == 1 else torch.stack(queries).any(0)
         rows = union.any(0).nonzero()[:, 0]
         if not len(rows):
@@ -113,7 +117,7 @@ class _Rows:
 
     def lazily(self, rows: Tensor) -> EditedRows:
         reshapes = any(isinstance(edit, PatternEdit) for edit, _ in self.edits)
-        return EditedRows(self.call, rows, self.scores, self.pattern, reshapes)
+        return EditedRows(self.call, rows, self.scores, self.pattern, reshapes, own_rows())
 
     def scores(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """(chosen, scores) of the rows: (batch, head, rows) and (batch, head, rows, key)."""
@@ -130,8 +134,10 @@ class _Rows:
             changed = changed | chosen
             if isinstance(edit, ScoreEdit):
                 edited = edit.scores(scores, at)
-                _check(edit, edited, scores, hidden | ~chosen[..., None])
-                edited = edited.masked_fill(hidden, float("-inf"))
+                # What the mask hides, and what an edit before has cut.
+                cut = scores == float("-inf")
+                _check(edit, edited, scores, cut | ~chosen[..., None])
+                edited = edited.masked_fill(cut, float("-inf"))
                 scores = torch.where(chosen[..., None], edited, scores)
         return changed, scores
 
@@ -302,10 +308,8 @@ def _moment(vlm: VLM, step: int, readings: dict) -> Moment:
         raise BadEdit(
             "edits are resolved against a Prompt: run the edited model on vlm.prompt(image, question)"
         )
-    mediator = Mediator.current("edits")
-    batcher, group = mediator.interleaver.batcher, mediator.batch_group
-    if group is not None and batcher is not None and batcher.batching:
-        prompt = prompt.some_rows(*group)
+    if (rows := own_rows()) is not None:
+        prompt = prompt.some_rows(*rows)
     return Moment(prompt, step, prompt.length, len(prompt), vlm.device, readings, shift=prompt.shift)
 
 

@@ -100,7 +100,10 @@ def from_json(source: str | Path) -> Edit | Edits:
         raise BadEdit("edits in JSON are an object with 'version' and 'edits'; this is none")
     if document["version"] != VERSION:
         raise BadEdit(f"the edits are written in version {document['version']!r}, this code reads {VERSION}")
-    return _read(document["edits"], _tensors(document, None if is_text else Path(source).parent))
+    found = _read(document["edits"], _tensors(document, None if is_text else Path(source).parent))
+    if not isinstance(found, (Edit, Edits)):
+        raise BadEdit(f"what is read here is no edit but {found!r:.200}")
+    return found
 
 
 def _tensors(document: dict[str, Any], folder: Path | None) -> dict[str, Tensor]:
@@ -153,8 +156,10 @@ def _read(value: Any, tensors: dict[str, Tensor]) -> Any:
         return value
     held = dict(value)
     kind = held.pop("kind", None)
+    if not isinstance(kind, str):
+        raise BadEdit(f"a value in JSON has the name of its kind, this one {kind!r:.200}")
     if kind in ("tensor", "array"):
-        if held.get("name") not in tensors:
+        if not isinstance(held.get("name"), str) or held["name"] not in tensors:
             raise BadEdit(f"the edits hold a tensor {held.get('name')!r} that is not among theirs")
         found = tensors[held["name"]]
         return found.numpy() if kind == "array" else found

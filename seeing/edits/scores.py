@@ -69,6 +69,7 @@ class ScaleAttention(ScoreEdit):
 class Knockout(ScoreEdit):
     """Cut the edges from the chosen queries to the chosen keys: −∞, on top of the mask that is there.
 
+    What is cut stays cut, whatever the edits behind do.
     A query that is left with no key at all writes zeros. Keys that the mask hides already (later
     tokens, padding) stay hidden. Attention knockout, Geva et al. 2023 (arXiv 2304.14767).
     """

@@ -76,7 +76,6 @@ EDITS = {
         renormalized,
     ),
     "SetPattern, uniform": (partial(E.SetPattern, "uniform"), "pattern", uniform),
-    "SetPattern, zero": (partial(E.SetPattern, 0), "pattern", lambda p, k, _: p * ~k),
     "Redistribute": (
         lambda keys, **place: E.Redistribute(keys, ~E.Boxes(tuple(BOX)), 0.6, **place),
         "pattern",
@@ -92,17 +91,18 @@ EDITS = {
     "MapPattern": (partial(E.MapPattern, torch.sqrt), "pattern", lambda p, k, _: torch.where(k, p.sqrt(), p)),
 }
 
-NEUTRAL = {
-    "Bias": partial(E.Bias, value=0),
-    "ScaleAttention": partial(E.ScaleAttention, gain=1),
-    "Temperature": partial(E.Temperature, value=1),
-    "Amplify": partial(E.Amplify, share=0),
-    "MapScores": partial(E.MapScores, torch.clone),
-    "ScalePattern": partial(E.ScalePattern, factor=1),
-    "ScalePattern, renormalized": partial(E.ScalePattern, factor=1, renormalize=True),
-    "Redistribute": lambda keys, **place: E.Redistribute(keys, ~E.Boxes(tuple(BOX)), 0.0, **place),
-    "MapPattern": partial(E.MapPattern, torch.clone),
-}
+#: Every edit that has one, at its neutral setting.
+NEUTRAL = (
+    partial(E.Bias, value=0),
+    partial(E.ScaleAttention, gain=1),
+    partial(E.Temperature, value=1),
+    partial(E.Amplify, share=0),
+    partial(E.MapScores, torch.clone),
+    partial(E.ScalePattern, factor=1),
+    partial(E.ScalePattern, factor=1, renormalize=True),
+    lambda keys, **place: E.Redistribute(keys, ~E.Boxes(tuple(BOX)), 0.0, **place),
+    partial(E.MapPattern, torch.clone),
+)
 
 
 @pytest.fixture(scope="module")
@@ -169,31 +169,61 @@ def test_the_last_row_edited_in_every_layer_is_the_twins(case, one, plain, name)
     compare(case, one, plain, make(keys=BOX), by_hand)
 
 
-@pytest.mark.parametrize("name", EDITS)
-def test_rows_of_the_question_edited_in_a_padded_batch_are_the_twins(case, batch, plain, name):
-    make, part, change = EDITS[name]
+PARTS = pytest.mark.parametrize("part", ["scores", "pattern"])
+
+
+def of_part(part):
+    """All edits of a part of the attention, and their formulas one behind the other."""
+    some = [entry for entry in EDITS.values() if entry[1] == part and entry[0] is not E.Knockout]
+
+    def change(value, keys, seen):
+        for _, _, formula in some:
+            value = formula(value, keys, seen)
+        return value
+
+    return [make for make, _, _ in some], change
+
+
+@PARTS
+def test_rows_of_the_question_edited_in_a_padded_batch_are_the_twins(case, batch, plain, part):
+    """All kinds of edits of scores, or of patterns, one behind the other."""
+    makes, change = of_part(part)
     layers = [layer for layer, kernel in case.vlm.sites.kernels["text"].items() if not kernel.cross]
-    if name.startswith("Redistribute"):
-        keys, chosen = BOX, boxed(batch)
-    else:
-        keys, chosen = E.Span("image") | "question", span(batch, "image") | span(batch, "question")
-    by_hand = {
-        case.attention(layer): rows_by_hand(part, change, span(batch, "question"), chosen) for layer in layers
+    hand = {
+        case.attention(layer): rows_by_hand(part, change, span(batch, "question"), boxed(batch))
+        for layer in layers
     }
-    compare(case, batch, plain, make(keys=keys, queries="question", layers=layers), by_hand)
+    compare(
+        case, batch, plain, sum(make(keys=BOX, queries="question", layers=layers) for make in makes), hand
+    )
 
 
-@pytest.mark.parametrize("name", EDITS)
-def test_some_heads_of_all_rows_edited_are_the_twins(case, batch, plain, name):
-    make, part, change = EDITS[name]
+@PARTS
+def test_some_heads_of_all_rows_edited_are_the_twins(case, batch, plain, part):
+    """All kinds of edits one behind the other; other heads in other layers."""
+    makes, change = of_part(part)
     kernels = case.vlm.sites.kernels["text"]
     across = [layer for layer, kernel in kernels.items() if kernel.cross]
     heads = {min(kernels): [0, 3], max(kernels): [1], **{layer: [1, 2] for layer in across}}
-    by_hand = {}
+    hand = {}
     for layer, some in heads.items():
         keys = boxed(batch.cross if layer in across else batch)
-        by_hand[case.attention(layer)] = rows_by_hand(part, change, everywhere(batch), keys, some)
-    compare(case, batch, plain, make(keys=BOX, queries="all", heads=heads), by_hand)
+        hand[case.attention(layer)] = rows_by_hand(part, change, everywhere(batch), keys, some)
+    compare(case, batch, plain, sum(make(keys=BOX, queries="all", heads=heads) for make in makes), hand)
+
+
+def test_edges_cut_in_all_rows_leave_padding_and_windows_as_they_are(case, batch, plain):
+    """A row that is left with nothing to see, in a narrow window, writes zeros."""
+    layers = [layer for layer, kernel in case.vlm.sites.kernels["text"].items() if not kernel.cross]
+    keys = span(batch, "image") | span(batch, "question")
+    hand = {
+        case.attention(layer): rows_by_hand(
+            "scores", lambda s, k, _: s.masked_fill(k, -torch.inf), everywhere(batch), keys
+        )
+        for layer in layers
+    }
+    cut = E.Knockout(keys=E.Span("image") | "question", queries="all", layers=layers)
+    compare(case, batch, plain, cut, hand)
 
 
 @pytest.mark.parametrize("shared", [True, False], ids=["one row", "every row"])
@@ -212,17 +242,15 @@ def test_a_pattern_set_is_the_twins(case, batch, plain, shared):
     compare(case, batch, plain, edit, {case.attention(layer): hand})
 
 
-@pytest.mark.parametrize("name", NEUTRAL)
-def test_a_neutral_edit_of_all_rows_moves_by_rounding(case, batch, plain, name):
+def test_neutral_edits_of_all_rows_move_by_rounding(case, batch, plain):
     real = batch.inputs["attention_mask"].bool()
-    found = logits_of(case.vlm.with_edits(NEUTRAL[name](keys=BOX, queries="all")), batch)
+    edits = sum(make(keys=BOX, queries="all") for make in NEUTRAL)
+    found = logits_of(case.vlm.with_edits(edits), batch)
     close(found[real], plain[id(batch)][real], 1e-5)
 
 
-def test_the_model_without_edits_is_bit_equal_afterwards(case, one, batch, plain):
-    edited = case.vlm.with_edits(E.Knockout(keys=BOX, queries="all") + E.SetPattern("uniform", keys=BOX))
-    for prompt in (one, batch):
-        logits_of(edited, prompt)
-        with torch.no_grad():
-            assert torch.equal(case.model(**prompt.inputs).logits, plain[id(prompt)])
-        assert torch.equal(logits_of(case.vlm, prompt), plain[id(prompt)])
+def test_the_model_without_edits_is_bit_equal_afterwards(case, batch, plain):
+    logits_of(case.vlm.with_edits(E.Knockout(keys=BOX, queries="all")), batch)
+    with torch.no_grad():
+        assert torch.equal(case.model(**batch.inputs).logits, plain[id(batch)])
+    assert torch.equal(logits_of(case.vlm, batch), plain[id(batch)])
