@@ -128,7 +128,7 @@ class AttentionCall:
 
     def _scores(self, rows: Rows) -> Float[Tensor, "batch head rows key"]:
         rows = rows.to(self.q.device)
-        q = _pick(self.q, rows)
+        q = pick(self.q, rows)
         raw = self._grouped(q) @ self.k.float().transpose(-1, -2) * self.scaling
         raw = raw.unflatten(2, (-1, q.shape[2])).flatten(1, 2)
         if self.softcap is not None:
@@ -190,7 +190,7 @@ class AttentionCall:
         if self.mask is not None:
             mask = self.mask[..., : self.n_keys]
             if rows is not None and mask.shape[2] > 1:
-                mask = _pick(mask.expand(raw.shape[0], -1, -1, -1) if rows.ndim == 2 else mask, rows)
+                mask = pick(mask.expand(raw.shape[0], -1, -1, -1) if rows.ndim == 2 else mask, rows)
             if mask.dtype == torch.bool:
                 return raw.masked_fill(~mask, float("-inf"))
             return raw + mask.float()
@@ -206,100 +206,13 @@ class AttentionCall:
         return raw
 
 
-@dataclass(frozen=True)
-class EditedRows:
-    """Rows of one kernel call that edits change, computed when they are asked for, in chunks.
-
-    ``scores_of(rows)`` gives (chosen, scores) of some of ``rows``: the edited scores, and in which items and
-    heads they are edited; what is not chosen stays the kernel's own, bit for bit. ``finish(scores, rows)``
-    is the pattern that they end as: a softmax, and where edits ``reshape`` the pattern, what they make of it.
-    """
-
-    call: AttentionCall
-    rows: Int[Tensor, " rows"]
-    scores_of: Callable[[Tensor], tuple[Tensor, Tensor]]
-    finish: Callable[[Tensor, Tensor], Tensor]
-    reshapes: bool = False
-
-    def over(
-        self,
-        values: Float[Tensor, "batch head some key"],
-        rows: Rows | None,
-        softmaxed: bool,
-        own: Callable[[list[Tensor]], list[Tensor]],
-    ) -> Float[Tensor, "batch head some key"]:
-        """``values``, the call's own scores or pattern of ``rows``, with the edited ones in their places.
-
-        ``own`` cuts values of the whole batch to the part that ``values`` belong to.
-        """
-        place = torch.full((self.call.n_queries,), -1, device=values.device)
-        place[self.rows] = torch.arange(len(self.rows), device=values.device)
-        asked = place if rows is None else place[rows.to(values.device)]
-        for some in self._chunks(asked[asked >= 0].unique()):
-            chosen, edited = self._computed(self.rows[some], softmaxed)
-            chosen, edited = own([chosen, edited])
-            spot = torch.full_like(place, -1)[: len(self.rows)]
-            spot[some] = torch.arange(len(some), device=values.device)
-            spot = spot[asked.clamp(min=0)].masked_fill(asked < 0, -1)
-            hit = (spot >= 0)[:, None, :, None] if spot.ndim == 2 else (spot >= 0)[:, None]
-            chosen, edited = (_pick(part, spot.clamp(min=0)) for part in (chosen[..., None], edited))
-            values = torch.where(chosen & hit, edited, values)
-        return values
-
-    def onto(
-        self, output: Float[Tensor, "batch query head d_value"]
-    ) -> Float[Tensor, "batch query head d_value"]:
-        """The kernel's ``output`` with what the edited rows write out; a new tensor."""
-        parts = []
-        for some in self._chunks(torch.arange(len(self.rows), device=self.rows.device)):
-            rows = self.rows[some]
-            chosen, pattern = self._computed(rows, softmaxed=True)
-            z = self.call.z(pattern).to(output.dtype)
-            kept = output.index_select(1, rows)
-            parts.append(torch.where(chosen.transpose(1, 2)[..., None], z, kept))
-        return output.index_copy(1, self.rows, torch.cat(parts, 1))
-
-    def finished(
-        self, scores: Float[Tensor, "batch head some key"], pattern: Tensor, rows: Rows | None
-    ) -> Float[Tensor, "batch head some key"]:
-        """``pattern``, the softmax of the edited ``scores`` of ``rows``, with the edits of the pattern on it.
-
-        Raises ValueError where rows are given item by item, or for a part of the batch only.
-        """
-        if not self.reshapes:
-            return pattern
-        if (rows is not None and rows.ndim == 2) or len(scores) != len(self.call.q):
-            raise ValueError(
-                "gradients through edits of the pattern are taken for rows that all items share, of the "
-                "whole batch: read the prompts one at a time"
-            )
-        asked = torch.arange(self.call.n_queries) if rows is None else rows
-        asked = asked.to(scores.device)
-        index = torch.isin(asked, self.rows).nonzero()[:, 0]
-        if not len(index):
-            return pattern
-        chosen, _ = self.scores_of(asked[index])
-        shaped = self.finish(scores.index_select(2, index), asked[index])
-        return pattern.index_copy(
-            2, index, torch.where(chosen[..., None], shaped, pattern.index_select(2, index))
-        )
-
-    def _computed(self, rows: Tensor, softmaxed: bool) -> tuple[Tensor, Tensor]:
-        chosen, scores = self.scores_of(rows)
-        return chosen, self.finish(scores, rows) if softmaxed else scores
-
-    def _chunks(self, indices: Tensor) -> tuple[Tensor, ...]:
-        per_row = self.call.q.shape[0] * self.call.q.shape[1] * self.call.n_keys
-        return indices.split(max(1, CHUNK // per_row)) if len(indices) else ()
-
-
 def softmax(scores: Float[Tensor, "*batch key"]) -> Float[Tensor, "*batch key"]:
     """Softmax over keys in which a row of −inf throughout becomes zeros, as in the fused kernels."""
     nothing = (scores == float("-inf")).all(-1, keepdim=True)
     return torch.softmax(scores.masked_fill(nothing, 0.0), dim=-1).masked_fill(nothing, 0.0)
 
 
-def _pick(values: Tensor, rows: Rows) -> Tensor:
+def pick(values: Tensor, rows: Rows) -> Tensor:
     """Rows along axis 2: the same for the whole batch, or one set an item."""
     if rows.ndim == 1:
         return values.index_select(2, rows)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from seeing.operations import Branch, Link
 from seeing.order import Order
-from seeing.sites import Derived, Spot, own, put_first, take_first
+from seeing.sites import Derived, Spot, own_rows, put_first, take_first
 
 
 @dataclass(frozen=True)
@@ -159,16 +159,18 @@ def _frozen(norm: nn.Module, value: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Shown:
-    """While it is open, ``place`` holds ``value``. A class: a decorated function could not travel."""
+    """While it is open, ``place`` holds ``value`` and whose it is. A class: a decorated function could not
+    travel.
+    """
 
-    place: list[Tensor]
+    place: list[tuple[tuple[int, int] | None, Tensor]]
     value: Tensor
 
     def __enter__(self) -> None:
-        self.place[:] = [self.value]
+        self.place.append((own_rows(), self.value))
 
     def __exit__(self, *error: object) -> None:
-        self.place.clear()
+        self.place[:] = [one for one in self.place if one[1] is not self.value]
 
 
 @dataclass(frozen=True)
@@ -183,15 +185,21 @@ class Result(Derived):
     taken: Callable[[Any], Tensor] = field(repr=False)
     map: HeadMap = field(repr=False)
     branch: Spot | Gated = field(repr=False)
-    edited: list[Tensor] = field(default_factory=list, compare=False, repr=False)
+    edited: list[tuple[tuple[int, int] | None, Tensor]] = field(
+        default_factory=list, compare=False, repr=False
+    )
     order: Order | None = field(default=None, repr=False)
 
     def shown(self, value: Tensor) -> Shown:
         return Shown(self.edited, value)
 
     def derive(self, served: Any) -> Tensor:
-        if self.edited:
-            return own(self.edited)[0]
+        mine = own_rows()
+        for rows, value in self.edited:
+            if rows == mine:
+                return value
+            if rows is None:
+                return value.narrow(0, *mine)
         return self.map.heads(self.taken(served))
 
     def written(self, served: Any, value: Tensor, visit: Callable[[str], Any]) -> Any:

@@ -17,9 +17,10 @@ import torch
 from nnsight.intervention.interleaver import Mediator
 from torch import Tensor, nn
 
-from seeing.attention import AttentionCall, EditedRows, Rows, softmax
+from seeing.attention import AttentionCall, Rows, softmax
+from seeing.edited import EditedRows
 from seeing.order import Order
-from seeing.sites import Copied, Derived, Spot, own
+from seeing.sites import Copied, Derived, Spot, own_rows
 
 
 @dataclass(frozen=True)
@@ -182,7 +183,7 @@ class AttentionRows(Derived):
         rows = rows(call.n_queries) if callable(rows) else rows
         values = call.pattern(rows) if self.softmaxed else call.scores(rows)
         for edited in self.kernel.edited:
-            values = edited.over(values, rows, self.softmaxed, own)
+            values = edited.over(values, rows, self.softmaxed, own_rows())
         return values
 
     def threaded(self, rows: Rows | Callable[[int], Rows | None] | None) -> tuple[Tensor, Tensor]:
@@ -195,11 +196,11 @@ class AttentionRows(Derived):
         rows = rows(call.n_queries) if callable(rows) else rows
         scores = call.scores(rows)
         for edited in self.kernel.edited:
-            scores = edited.over(scores, rows, False, own)
+            scores = edited.over(scores, rows, False, own_rows())
         scores = scores if scores.requires_grad else scores.detach().requires_grad_()
         pattern = softmax(scores)
         for edited in self.kernel.edited:
-            pattern = edited.finished(scores, pattern, rows)
+            pattern = edited.finished(scores, pattern, rows, own_rows())
         served = Mediator.value(self.kernel.target)
         z = call.write(self.kernel.take(served), rows, pattern)
         Mediator.swap(self.kernel.target, self.kernel.put(served, z))

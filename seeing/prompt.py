@@ -108,18 +108,26 @@ class Prompt:
 
     def some_rows(self, first: int, count: int) -> Prompt:
         """``count`` rows from ``first`` on, where they stand in the batch: padding and all."""
-        some = slice(first, first + count)
-        grids = [pair for pair in zip(self.grids, self.grid_rows) if first <= pair[1] < first + count]
-        masks = {name: self.spans.mask(name)[some] for name in self.spans}
+        return self.take(range(first, first + count))
+
+    def take(self, rows: Sequence[int]) -> Prompt:
+        """The rows of these numbers, where they stand in the batch: what is said of them, and no pixels."""
+        rows = list(rows)
+        grids = [
+            (grid, place)
+            for place, row in enumerate(rows)
+            for grid, owner in zip(self.grids, self.grid_rows)
+            if owner == row
+        ]
         kept = [name for name in ("input_ids", "attention_mask") if name in self.inputs]
         return replace(
             self,
-            inputs={name: self.inputs[name][some] for name in kept},
-            turns=self.turns[some],
-            spans=Spans(masks),
+            inputs={name: self.inputs[name][rows] for name in kept},
+            turns=tuple(self.turns[row] for row in rows),
+            spans=Spans({name: self.spans.mask(name)[rows] for name in self.spans}),
             grids=tuple(grid for grid, _ in grids),
-            grid_rows=tuple(row - first for _, row in grids),
-            cross=None if self.cross is None else self.cross.some_rows(first, count),
+            grid_rows=tuple(place for _, place in grids),
+            cross=None if self.cross is None else self.cross.take(rows),
             beside=0,
         )
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -303,8 +303,10 @@ def _tensors(served: Any) -> Iterator[Tensor]:
             yield from _tensors(one)
 
 
-def own(parts: Sequence[Tensor]) -> list[Tensor]:
-    """The part of a batch's values that belongs to the invoke that asks."""
+def own_rows() -> tuple[int, int] | None:
+    """The rows of the batch, (first, count), that the invoke that asks sees; None for all of them."""
     mediator = Mediator.current("edits")
-    batcher = mediator.interleaver.batcher
-    return [part if batcher is None else batcher.narrow(part, mediator.batch_group) for part in parts]
+    batcher, group = mediator.interleaver.batcher, mediator.batch_group
+    if group is None or batcher is None or not batcher.batching:
+        return None
+    return tuple(group)

@@ -174,6 +174,8 @@ class TracedModel(TransformersModel):
         self.interleaver.handed_out = handed_out = HandedOut()
         if len(self._mediators) > 1:
             args, kwargs, batcher = (), {}, self._beside(batcher, args, kwargs)
+            if getattr(fn, "__name__", "") in ("generate", "_decode"):
+                self._check_greedy({key: value for _, more in batcher.invokes for key, value in more.items()})
         fn = self._ending_edits(fn) if self._mediators else fn
         result = TransformersModel.interleave(self, fn, *args, batcher=batcher, **kwargs)
         handed_out.check()
@@ -197,6 +199,19 @@ class TracedModel(TransformersModel):
         own, other, _ = self._mediators
         own.batch_group, other.batch_group = [0, rows], [rows, rows]
         return batcher
+
+    def _check_greedy(self, settings: Mapping[str, Any]) -> None:
+        """Raise ValueError for a generation in which two runs beside each other would part."""
+        config = settings.get("generation_config") or self._module.generation_config
+        for name, greedy in (("do_sample", False), ("num_beams", 1), ("num_return_sequences", 1)):
+            found = settings.get(name, getattr(config, name, None))
+            if found not in (None, greedy):
+                raise ValueError(
+                    f"a contrast decodes one greedy sequence a prompt, the same in both runs: {name} is "
+                    f"{found}, say {name}={greedy}"
+                )
+        if settings.get("return_dict_in_generate") and not settings.get("output_logits"):
+            raise ValueError("a contrast gives token ids: leave return_dict_in_generate out")
 
     def _ending_edits(self, fn: Callable) -> Callable:
         """``fn``, behind which our edits end: their loop over decoded tokens has no end of its own."""

@@ -296,7 +296,7 @@ class VLM(TracedModel):
         The original is untouched. Further edits add to those that are there, in the order written.
         Raises before anything runs when the edits don't fit the model.
         """
-        if not hasattr(edits, "compile"):
+        if not isinstance(edits, Edits):
             raise TypeError(f"edits are a value of seeing.edits, or several joined by +; got {edits!r}")
         total = edits if self.edits is None else self.edits + edits
         program = total.compile(self)

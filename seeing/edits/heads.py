@@ -7,7 +7,6 @@ of the output projection are zero.
 
 from __future__ import annotations
 
-import math
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -18,9 +17,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from seeing.edits.edit import Edit, SiteEdit
-from seeing.edits.layers import check_heads, head_table, when_said
+from seeing.edits.layers import check_heads, head_table, own, when_said
 from seeing.edits.moment import BadEdit, Moment
 from seeing.edits.residual import width_of
+from seeing.edits.scores import is_number
 from seeing.edits.select import selector
 from seeing.edits.source import Source
 from seeing.names import Name
@@ -68,7 +68,7 @@ class OnHeads(SiteEdit):
         given = value.index_select(2, index)
         edited = self.edit.z(given, self.heads, at).to(value.dtype)
         if repr(self.positions) != "'all'":
-            mask = at.tokens(at.some(self.positions, "positions", self.decodes), value.shape[1])
+            mask = at.acting(self.positions, "positions", self, value.shape[1])
             edited = torch.where(mask[:, :, None, None], edited, given)
         return value.index_copy(2, index, edited)
 
@@ -84,8 +84,8 @@ class ScaleHeads(HeadEdit):
 
     def __post_init__(self):
         super().__post_init__()
-        if not math.isfinite(self.factor):
-            raise BadEdit(f"a factor is a finite number, got {self.factor}")
+        if not is_number(self.factor):
+            raise BadEdit(f"a factor is a finite number, got {self.factor!r}")
 
     def z(self, z: Z, heads: tuple[int, ...], at: Moment) -> Tensor:
         return z * self.factor
@@ -106,7 +106,7 @@ class SetHeads(HeadEdit):
     def __post_init__(self):
         super().__post_init__()
         try:
-            self._say(value=torch.as_tensor(self.value))
+            self._say(value=own(torch.as_tensor(self.value)))
         except (TypeError, ValueError, RuntimeError) as error:
             raise BadEdit(f"heads are set to a number or a tensor: {error}") from error
         if self.value.ndim > 4 or not torch.isfinite(self.value).all():
@@ -184,7 +184,7 @@ class AblateHeads(HeadEdit):
         return at.readings[key]
 
     def _next_row(self, z: Z, at: Moment) -> Tensor:
-        if z.shape[0] < 2:
+        if at.batch == at.copies:
             raise BadEdit(
                 f"{self!r} takes what the heads write in the next row of the batch, and there is one row; "
                 f"give source=vlm.cache(other_prompt, 'text.*.attn.z')"

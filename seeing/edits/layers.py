@@ -10,6 +10,7 @@ import math
 import operator
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -36,6 +37,22 @@ def whole(value: Any) -> int | None:
         return None
 
 
+def number(value: Any) -> int | float | None:
+    """``value`` as a number of Python's where it is a finite real one of any library's kind, else None."""
+    if isinstance(value, (bool, np.bool_)) or not isinstance(value, Real):
+        return None
+    try:
+        found = float(value) if whole(value) is None else whole(value)
+        return found if math.isfinite(found) else None
+    except OverflowError:
+        return None
+
+
+def own(value: Tensor) -> Tensor:
+    """A copy of a tensor that a caller may write on later; one that is learnt stays the caller's."""
+    return value if value.requires_grad else value.detach().clone()
+
+
 # ---- layers ------------------------------------------------------------------------------------------------
 
 
@@ -47,6 +64,14 @@ class Slice:
     stop: int | None
     step: int | None
 
+    def __post_init__(self):
+        ends = (self.start, self.stop, self.step)
+        if any(end is not None and whole(end) is None for end in ends) or self.step == 0:
+            raise BadEdit(f"a slice of layers has whole numbers and a step that is not 0; got slice{ends!r}")
+        for name in ("start", "stop", "step"):
+            end = getattr(self, name)
+            object.__setattr__(self, name, None if end is None else whole(end))
+
     def of(self, n_layers: int) -> tuple[int, ...]:
         return tuple(range(n_layers)[self.start : self.stop : self.step])
 
@@ -54,20 +79,41 @@ class Slice:
         return f"slice({self.start}, {self.stop}, {self.step})"
 
 
-def layers_said(spec: Any) -> str | int | Slice | tuple[int, ...]:
+@dataclass(frozen=True)
+class Around:
+    """The ``window`` layers around ``layer``, as many of them as a model has; ``layer`` it must have."""
+
+    layer: int
+    window: int
+
+    def __post_init__(self):
+        if whole(self.layer) is None or self.layer < 0 or whole(self.window) is None or self.window < 1:
+            raise BadEdit(
+                f"a window is some layers (at least 1) around a layer counted from 0; got "
+                f"layer={self.layer!r}, window={self.window!r}"
+            )
+        for name in ("layer", "window"):
+            object.__setattr__(self, name, whole(getattr(self, name)))
+
+    def of(self, n_layers: int) -> tuple[int, ...]:
+        _known(self.layer, n_layers)
+        first = self.layer - self.window // 2
+        return tuple(range(max(0, first), min(first + self.window, n_layers)))
+
+
+def layers_said(spec: Any) -> str | int | Slice | Around | tuple[int, ...]:
     """What stands for layers, as a frozen value: "all", "deep", an int, a slice, ints, or a profile's layers.
 
     Raises `BadEdit` for anything else.
     """
     spec = getattr(spec, "layers", spec)
-    if isinstance(spec, Slice) or (isinstance(spec, str) and spec in ("all", "deep")):
+    if isinstance(spec, (Slice, Around)) or (isinstance(spec, str) and spec in ("all", "deep")):
         return spec
-    ends = (spec.start, spec.stop, spec.step) if isinstance(spec, slice) else None
-    if ends and all(end is None or whole(end) is not None for end in ends):
-        return Slice(*(None if end is None else whole(end) for end in ends))
+    if isinstance(spec, slice):
+        return Slice(spec.start, spec.stop, spec.step)
     if (layer := whole(spec)) is not None:
         return layer
-    if not isinstance(spec, str) and isinstance(spec, Iterable):
+    if not isinstance(spec, (str, Mapping)) and isinstance(spec, Iterable):
         layers = tuple(map(whole, spec))
         if None not in layers:
             return layers
@@ -84,26 +130,29 @@ def layers_of(spec: Any, n_layers: int) -> tuple[int, ...]:
     said = layers_said(spec)
     if isinstance(said, str):
         layers = tuple(range(n_layers // 2 if said == "deep" else 0, n_layers))
-    elif isinstance(said, Slice):
-        layers = said.of(n_layers)
+    elif isinstance(said, (Slice, Around)):
+        layers = tuple(sorted(said.of(n_layers)))
     else:
         chosen = said if isinstance(said, tuple) else (said,)
-        for layer in chosen:
-            if not -n_layers <= layer < n_layers:
-                raise BadEdit(f"no layer {layer!r}: the text stack has layers 0-{n_layers - 1}")
-        layers = tuple(sorted({layer % n_layers for layer in chosen}))
+        layers = tuple(sorted({_known(layer, n_layers) for layer in chosen}))
     if not layers:
         raise BadEdit(f"{spec!r} selects none of the {n_layers} layers")
     return layers
 
 
+def _known(layer: int, n_layers: int) -> int:
+    if not -n_layers <= layer < n_layers:
+        raise BadEdit(f"no layer {layer!r}: the text stack has layers 0-{n_layers - 1}")
+    return layer % n_layers
+
+
 def attention_layers(spec: Any, vlm: VLM) -> tuple[int, ...]:
-    """`layers_of` a model for an edit of attention: "all", "deep" and slices pass over layers without rows.
+    """`layers_of` a model for an edit of attention: "all", "deep", slices and windows pass over the others.
 
     Raises `BadEdit` for a layer that is named and has none.
     """
     layers, with_rows = layers_of(spec, vlm.cfg.n_layers), vlm.sites.kernels["text"]
-    named = not isinstance(layers_said(spec), (str, Slice))
+    named = not isinstance(layers_said(spec), (str, Slice, Around))
     for layer in layers:
         if layer not in with_rows and named:
             raise BadEdit(f"layer {layer} has no attention: {vlm.sites.absent[f'text.{layer}.attn.pattern']}")

@@ -15,6 +15,7 @@ from torch import Tensor
 from seeing.prompt import Prompt
 
 if TYPE_CHECKING:
+    from seeing.edits.edit import Edit
     from seeing.edits.select import Selector
 
 
@@ -34,7 +35,8 @@ class Moment:
     what was read for selectors and edits that look. ``layer`` is the text layer that is edited, where one
     is. ``crosses`` is the cross-attention layer whose keys the prompt describes, if it does. ``shift`` is by
     how much the rows were padded on the left beyond the prompt that was asked for. ``rows`` are the queries
-    of this pass that are being computed; ``asking`` is the moment that they belong to, where keys are others.
+    of this pass that are being computed. ``copies`` is how often each row of the prompt runs; ``asking`` is
+    the moment that they belong to, where keys are others.
     """
 
     prompt: Prompt | None
@@ -50,6 +52,7 @@ class Moment:
     shift: int = 0
     rows: Int[Tensor, " rows"] | None = None
     asking: Moment | None = None
+    copies: int = 1
 
     @classmethod
     def before(cls, prompt: Prompt) -> Moment:
@@ -89,6 +92,33 @@ class Moment:
                 )
             self.resolved[checked] = mask
         return mask
+
+    def acting(
+        self, selector: Selector, what: str, edit: Edit, n_tokens: int
+    ) -> Bool[Tensor, "batch tokens"]:
+        """The selector's positions among the tokens of this pass, which ``edit`` changes. Raises as `some`.
+
+        An edit of decoded tokens alone has to select those.
+        """
+        if edit.now(0):
+            return self.tokens(self.some(selector, what, edit.decodes), n_tokens)
+        mask = self.tokens(self.mask(selector), n_tokens)
+        if not (selector.may_be_empty or mask.any(1).all()):
+            raise EmptySelection(
+                f"{what}={selector!r} selects no token that is decoded, and with when={edit.when!r} the edit "
+                f"acts on no others; leave it to the prompt pass, or say {what}='last'"
+            )
+        return mask
+
+    def spread(self, batch: int) -> Moment:
+        """The same moment where every row runs several times, as beams and sampled sequences do."""
+        if batch == self.batch:
+            return self
+        copies, left = divmod(batch, self.batch)
+        if left or self.prompt is None:
+            raise BadEdit(f"the run has {batch} rows, the prompt {self.batch}: which is which is not known")
+        rows = [row for row in range(self.batch) for _ in range(copies)]
+        return replace(self, prompt=self.prompt.take(rows), batch=batch, copies=copies, resolved={})
 
     def on(self, device: torch.device) -> Moment:
         """The same moment for values on ``device``: the layers of a model may lie on several."""
@@ -130,12 +160,13 @@ class Moment:
         if value.ndim < 2 or value.shape[-2] == 1:
             return value
         asking = self.asking or self
-        if value.shape[-2] != asking.n_prompt or asking.step:
+        length = asking.n_prompt - asking.shift
+        if value.shape[-2] != length or asking.step:
             raise BadEdit(
-                f"{whose} has {value.shape[-2]} rows; expected one, or {asking.n_prompt}, one for each token "
+                f"{whose} has {value.shape[-2]} rows; expected one, or {length}, one for each token "
                 f"of the prompt (and then when='prompt')"
             )
-        return value.index_select(-2, self.rows.to(value.device))
+        return value.index_select(-2, (self.rows - asking.shift).clamp(min=0).to(value.device))
 
     def need_prompt(self, what: str) -> Prompt:
         if self.prompt is None:

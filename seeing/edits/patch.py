@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from seeing.edits.edit import Edit, PatternEdit, SiteEdit
-from seeing.edits.layers import check_head, heads_said, is_table, when_said
+from seeing.edits.layers import check_head, heads_said, is_table, own, when_said
 from seeing.edits.moment import BadEdit, Moment
 from seeing.edits.residual import sites_of
 from seeing.edits.select import selector
@@ -49,7 +49,7 @@ class Patch(Edit):
         if self.decodes:
             raise BadEdit(f"a patch has the positions of a prompt: when is 'prompt', got {self.when!r}")
         if isinstance(self.source, Tensor):
-            self._say(source=Source((self.site,), (self.source,)))
+            self._say(source=Source((self.site,), (own(self.source),)))
         elif isinstance(self.source, Mapping):
             names = expand(self.site, list(self.source))
             self._say(source=Source.of(self.source, names, self.positions))
@@ -80,8 +80,14 @@ class Patch(Edit):
     def _rows(self, name: Name, vlm: VLM) -> Edit:
         if name.stack != "text":
             raise BadEdit(f"{name} can't be patched: rows are edited in the text stack")
-        rows = self.source.value(str(name)).shape[2]
-        queries = "last" if rows == 1 and repr(self.positions) in ("'all'", "'last'") else self.positions
+        queries = self.positions
+        if self.source.value(str(name)).shape[2] == 1:
+            if repr(queries) not in ("'all'", "'last'"):
+                raise BadEdit(
+                    f"the source has one row of {name}, the last; to patch those of {queries!r} read them "
+                    f"with queries='all'"
+                )
+            queries = "last"
         edit = _PatchPattern(
             self.source,
             str(name),
@@ -131,7 +137,8 @@ class _PatchPattern(PatternEdit):
                 f"are {pattern.shape[-1]} in {len(pattern)}: rows are patched between prompts with the same "
                 f"spans in the same places"
             )
-        return at.pick_rows(value, repr(self)).expand_as(pattern)
+        value = at.pick_rows(value, repr(self)).expand_as(pattern)
+        return torch.where(seen, value, 0.0)
 
 
 __all__ = ["Patch"]

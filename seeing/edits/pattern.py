@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from seeing.edits.edit import PatternEdit
+from seeing.edits.layers import number, own
 from seeing.edits.moment import BadEdit, Moment
 from seeing.edits.scores import is_number
 from seeing.edits.select import Selector, selector
@@ -39,6 +40,7 @@ class ScalePattern(PatternEdit):
         super().__post_init__()
         if not (is_number(self.factor) and self.factor >= 0):
             raise BadEdit(f"a factor on weights is a number from 0 up, got {self.factor!r}")
+        self._say(factor=number(self.factor))
 
     def pattern(self, pattern: Rows, at: Moment, seen: Seen) -> Tensor:
         scaled = torch.where(self.key_mask(at), pattern * self.factor, pattern)
@@ -69,9 +71,10 @@ class SetPattern(PatternEdit):
             good = self.value == "uniform"
         elif is_number(self.value):
             good = self.value >= 0
+            self._say(value=number(self.value))
         else:
             try:
-                self._say(value=torch.as_tensor(self.value))
+                self._say(value=own(torch.as_tensor(self.value)))
             except (TypeError, ValueError, RuntimeError) as error:
                 raise BadEdit(f"weights are 'uniform', a number or a tensor: {error}") from error
             value = self.value
@@ -103,10 +106,11 @@ class SetPattern(PatternEdit):
         if is_number(self.value):
             return torch.full_like(pattern, self.value)
         value = self.value.to(pattern)
-        if value.shape[-1] != at.n_prompt:
-            raise BadEdit(f"{self!r}: the value has {value.shape[-1]} keys, the prompt {at.n_prompt}")
+        length = at.n_prompt - at.shift
+        if value.shape[-1] != length:
+            raise BadEdit(f"{self!r}: the value has {value.shape[-1]} keys, the prompt {length}")
         value = at.pick_rows(value, repr(self))
-        value = torch.nn.functional.pad(value, (0, at.n_seen - at.n_prompt))[..., -pattern.shape[-1] :]
+        value = torch.nn.functional.pad(value, (at.shift, at.n_seen - at.n_prompt))[..., -pattern.shape[-1] :]
         try:
             return torch.broadcast_to(value, pattern.shape)
         except RuntimeError as error:
@@ -134,6 +138,7 @@ class Attending:
         for name in ("least", "most"):
             if not (is_number(getattr(self, name)) and 0 <= getattr(self, name) <= 1):
                 raise BadEdit(f"{name} is a share in [0, 1], got {getattr(self, name)!r}")
+            object.__setattr__(self, name, number(getattr(self, name)))
 
     def __call__(self, pattern: Rows, at: Moment) -> Bool[Tensor, "batch head rows 1"]:
         keys = at.keys(self.keys)[:, None, None, :]
@@ -166,6 +171,9 @@ class Redistribute(PatternEdit):
         self._say(sinks=selector(self.sinks), to=selector(self.to))
         if not (is_number(self.share) and 0 <= self.share <= 1):
             raise BadEdit(f"a share of the weight is in [0, 1], got {self.share!r}")
+        if not (self.where is None or isinstance(self.where, Attending)):
+            raise BadEdit(f"where is None or E.Attending(keys, …), got {self.where!r:.200}")
+        self._say(share=number(self.share))
 
     @property
     def selectors(self) -> tuple[Selector, ...]:

@@ -16,6 +16,7 @@ edited rows. Pictures are edited before the processor runs.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -72,8 +73,8 @@ class KernelVisit:
             return
         if any(one.shares(edited.items) for one in self.kernel.edited):
             raise BadEdit(
-                f"rows of layer {self.kernel.layer} are edited twice in this run, by an edited copy and in its "
-                f"trace: put both into one, edits + more"
+                f"rows of layer {self.kernel.layer} are edited twice in this run, by an edited copy and in "
+                f"its trace: put both into one, edits + more"
             )
         # From here to the kernel's output whoever reads this attention is shown the edited rows.
         self.kernel.edited.append(edited)
@@ -184,9 +185,14 @@ class SiteVisit:
     """All edits of one named site, in one visit: a derived site is read only once in a pass.
 
     Before step ``watched`` the value, as the edits leave it, is kept for those that look at it further on.
+    ``cross`` says that the layer's keys are the picture's alone.
+
+    Keys and values lie behind the KV cache, which has them as the model made them: a token's are edited in
+    the step that it is new, and put in again in every later one.
     """
 
     site: Site
+    cross: bool = False
     edits: list[SiteEdit] = field(default_factory=list)
     watched: float = 0
 
@@ -197,12 +203,19 @@ class SiteVisit:
     def due(self, step: int, looks: bool) -> bool:
         """Whether there is something to do in this step; the tower runs only in a first pass that looks."""
         runs = step < self.stop and (looks or not self._tower)
-        return runs and (step < self.watched or any(edit.now(step) for edit in self.edits))
+        return runs and (self._cached or step < self.watched or any(edit.now(step) for edit in self.edits))
 
     @property
     def stop(self) -> float:
         """The step from which on there is nothing to do."""
+        if self._cached and self.edits:
+            return math.inf
         return 1 if self._tower else max((edit.stop for edit in self.edits), default=self.watched)
+
+    @property
+    def _cached(self) -> bool:
+        name = Name.parse(self.site.name)
+        return name.stack == "text" and name.site in ("attn.k", "attn.v")
 
     @property
     def _tower(self) -> bool:
@@ -212,14 +225,35 @@ class SiteVisit:
     def run(self, at: Moment) -> None:
         value = self.site.read()
         at = at.on(value.device).at(Name.parse(self.site.name).layer)
+        at = at if self._tower else at.spread(len(value))
+        here = at.across(at.layer) if self._cached and self.cross else at
         edits = [edit for edit in self.edits if edit.now(at.step)]
+        edited = value
         for edit in edits:
-            value = edit.value(value, at)
+            edited = edit.value(edited, here)
+        if self._cached:
+            edited = self._with_past(edited, at, bool(edits))
         if at.step < self.watched:
-            at.readings[self.site.name] = value
-        if edits:
-            with self.site.shown(value):
-                self.site.write(value)
+            at.readings[self.site.name] = edited
+        if edited is not value:
+            with self.site.shown(edited):
+                self.site.write(edited)
+
+    def _with_past(self, value: Tensor, at: Moment, acts: bool) -> Tensor:
+        """Keys or values (batch, key, …), those of earlier tokens as they were edited when they were new."""
+        name = ("past", self.site.name)
+        past = at.readings.get(name)
+        if past is not None:
+            if at.copies > 1:
+                raise BadEdit(
+                    f"{self.site.name} was edited for beams or several sequences, which change places: edit "
+                    f"it in runs of one sequence a prompt"
+                )
+            known = value.shape[1] - (0 if self.cross else 1)
+            value = torch.cat([past[:, -known:], value[:, known:]], 1)
+        if acts or past is not None:
+            at.readings[name] = value
+        return value
 
 
 @dataclass
@@ -241,7 +275,8 @@ class Program:
             return visits.setdefault(name, KernelVisit(vlm.sites.kernels["text"][layer]))
 
         def at_site(name: str) -> SiteVisit:
-            return visits.setdefault(name, SiteVisit(vlm.sites[name]))
+            kernel = vlm.sites.kernels["text"].get(Name.parse(name).layer)
+            return visits.setdefault(name, SiteVisit(vlm.sites[name], kernel is not None and kernel.cross))
 
         for edit in parts:
             for one in edit.selectors:

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from seeing.edits.edit import Edit, SiteEdit
-from seeing.edits.layers import when_said
+from seeing.edits.layers import number, own, when_said
 from seeing.edits.moment import BadEdit, Moment
 from seeing.edits.scores import is_number
 from seeing.edits.select import selector
@@ -61,7 +61,7 @@ class PlacedEdit(SiteEdit):
         edited = self.edited(value)
         if repr(self.positions) == "'all'":
             return edited
-        mask = at.tokens(at.some(self.positions, "positions", self.decodes), value.shape[1])
+        mask = at.acting(self.positions, "positions", self, value.shape[1])
         return torch.where(mask.reshape(*mask.shape, *(1,) * (value.ndim - 2)), edited, value)
 
     @abstractmethod
@@ -90,6 +90,7 @@ class Steer(PlacedEdit):
         self._say(vector=vector_said(self.vector, "a steering vector"))
         if not is_number(self.strength):
             raise BadEdit(f"a strength is a finite number, got {self.strength!r}")
+        self._say(strength=number(self.strength))
 
     what = "the steering vector"
 
@@ -122,6 +123,7 @@ class Rotate(PlacedEdit):
         self._say(vector=vector_said(self.vector, "the vector to turn to"))
         if not is_number(self.strength):
             raise BadEdit(f"a strength is a finite number, got {self.strength!r}")
+        self._say(strength=number(self.strength))
         if not self.vector.any():
             raise BadEdit("the vector to turn to is zero: it has no direction")
 
@@ -190,6 +192,7 @@ class SetResidual(PlacedEdit):
     def __post_init__(self):
         super().__post_init__()
         if is_number(self.vector):
+            self._say(vector=number(self.vector))
             return
         self._say(vector=vector_said(self.vector, "what a site is set to"))
 
@@ -226,7 +229,7 @@ def _tensor(given: Any, what: str) -> Tensor:
         found = torch.as_tensor(given)
     except (TypeError, ValueError, RuntimeError) as error:
         raise BadEdit(f"{what} is a tensor, an array or a list of numbers: {error}") from error
-    return found if found.is_floating_point() else found.float()
+    return own(found if found.is_floating_point() else found.float())
 
 
 def _as_long_as(value: Tensor, other: Tensor) -> Tensor:

@@ -11,28 +11,56 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from numbers import Real
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from seeing.edits.edit import ScoreEdit
+from seeing.edits.layers import number
 from seeing.edits.moment import BadEdit, Moment
 
 
 def is_number(value: Any) -> bool:
     """Whether ``value`` is a finite real number."""
-    return isinstance(value, Real) and math.isfinite(value)
+    return number(value) is not None
+
+
+#: A bias up to here is added as it is: float32 keeps scores to 1e-5 beside it.
+MILD = 64.0
+
+#: A bias beyond is taken as this: exp(−1e4) is zero in any precision.
+LARGEST = 1e4
+
+
+def biased(
+    scores: Float[Tensor, "batch head rows key"], keys: Bool[Tensor, "batch 1 1 key"], by: float
+) -> Float[Tensor, "batch head rows key"]:
+    """``scores`` with ``by`` more at ``keys``, in each row up to a constant, which a softmax doesn't see.
+
+    A large bias would drown the scores in rounding where it is added. What it favours stays as it is, the
+    rest of a row goes down, and the row's largest score is what it was. A row in which it favours nothing
+    that is seen is left alone, for there it is such a constant.
+    """
+    if abs(by) <= MILD:
+        return scores + by * keys
+    seen = scores > float("-inf")
+    favoured = seen & (keys if by > 0 else ~keys)
+    down = seen & ~favoured & favoured.any(-1, keepdim=True)
+    moved = torch.where(down, scores - min(abs(by), LARGEST), scores)
+    lost = scores.amax(-1, keepdim=True) - moved.amax(-1, keepdim=True)
+    # Where nothing is seen both are −∞.
+    return moved + lost.nan_to_num(0.0)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Bias(ScoreEdit):
     """Add ``value`` to the scores of the chosen queries at the chosen keys.
 
-    A bias of log γ multiplies each chosen key's weight by γ against every other key. A large one (1e4 and
-    more, as in gaze steering, arXiv 2606.14703) puts all weight on the keys, in proportion.
+    A bias of log γ multiplies each chosen key's weight by γ against every other key. A large one (1e4, as in
+    gaze steering, arXiv 2606.14703) puts all weight on the keys, in proportion; more than 1e4 is the same as
+    1e4, and the scores that show are then those of the row up to a constant.
     """
 
     value: float
@@ -41,9 +69,10 @@ class Bias(ScoreEdit):
         super().__post_init__()
         if not is_number(self.value):
             raise BadEdit(f"a bias is a finite number, got {self.value!r}; Knockout cuts edges")
+        self._say(value=number(self.value))
 
     def scores(self, scores: Float[Tensor, "batch head rows key"], at: Moment) -> Tensor:
-        return scores + self.value * self.key_mask(at)
+        return biased(scores, self.key_mask(at), self.value)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -60,9 +89,10 @@ class ScaleAttention(ScoreEdit):
         super().__post_init__()
         if not (is_number(self.gain) and self.gain > 0):
             raise BadEdit(f"a gain is a positive number, got {self.gain!r}; Knockout takes keys away")
+        self._say(gain=number(self.gain))
 
     def scores(self, scores: Float[Tensor, "batch head rows key"], at: Moment) -> Tensor:
-        return scores + math.log(self.gain) * self.key_mask(at)
+        return biased(scores, self.key_mask(at), math.log(self.gain))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -93,6 +123,7 @@ class Temperature(ScoreEdit):
         super().__post_init__()
         if not (is_number(self.value) and self.value > 0):
             raise BadEdit(f"a temperature is a positive number, got {self.value!r}")
+        self._say(value=number(self.value))
 
     def scores(self, scores: Float[Tensor, "batch head rows key"], at: Moment) -> Tensor:
         return torch.where(self.key_mask(at), scores / self.value, scores)
@@ -111,6 +142,7 @@ class Amplify(ScoreEdit):
         super().__post_init__()
         if not is_number(self.share):
             raise BadEdit(f"a share is a finite number, got {self.share!r}")
+        self._say(share=number(self.share))
 
     def scores(self, scores: Float[Tensor, "batch head rows key"], at: Moment) -> Tensor:
         return torch.where(self.key_mask(at), scores + self.share * scores.abs(), scores)

@@ -17,6 +17,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from seeing.edits.edit import comparable, shown
+from seeing.edits.layers import own
 from seeing.edits.moment import BadEdit, Moment
 from seeing.edits.select import Selector, selector
 from seeing.names import Name, from_transformer_lens
@@ -51,7 +52,7 @@ class Source:
                 f"the source has no {', '.join(lacking)}; it has {', '.join(given) or 'nothing'}: read them "
                 f"with vlm.cache(other_prompt, names)"
             )
-        values = tuple(given[name] for name in wanted)
+        values = tuple(own(given[name]) for name in wanted)
         queries = getattr(cache, "queries", None)
         if any(Name.parse(name).has_rows for name in wanted) and not (
             queries is None or (isinstance(queries, str) and queries in ("last", "all"))
@@ -142,7 +143,7 @@ class Source:
         chosen = at.some(positions, "positions", decodes=False).cpu() & (labels != PADDING)
         out = value.clone()
         for row in range(at.batch):
-            taken = (row + 1) % at.batch
+            taken = (row + at.copies) % at.batch
             ends = [(spans, labels[one], chosen[one]) for one in (row, taken)]
             to, from_ = _aligned(*ends, row)
             out[row, to] = value[taken, from_]

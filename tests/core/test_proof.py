@@ -8,7 +8,8 @@ import torch
 
 import seeing
 from seeing import sitemap
-from seeing.attention import AttentionCall, EditedRows
+from seeing.attention import AttentionCall
+from seeing.edited import EditedRows
 from seeing.families import FamilyContractError
 from seeing.families.llava import Llava
 from seeing.sitemap import SiteMap
