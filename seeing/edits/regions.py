@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from numbers import Real
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
+from seeing.edits.layers import number
 from seeing.edits.moment import BadEdit
 from seeing.grid import Box
 from seeing.rectangles import ROUNDING
@@ -43,7 +43,7 @@ def depth(spec: Any) -> int:
 def box_of(spec: Any) -> Box:
     """A box that is one. Raises `BadEdit`."""
     good = isinstance(spec, tuple) and len(spec) == 4
-    good = good and all(isinstance(edge, Real) and math.isfinite(edge) for edge in spec)
+    good = good and all(number(edge) is not None for edge in spec)
     if not good or spec[0] >= spec[2] or spec[1] >= spec[3]:
         raise BadEdit(f"{spec!r:.200} is no box; expected (x0, y0, x1, y1) in pixels, x0 < x1 and y0 < y1")
     return spec

@@ -40,6 +40,19 @@ class Seen(Selector):
     window: tuple[int, int] = (2, 2)
     denoise: bool = True
 
+    def __post_init__(self):
+        pairs = self.heads if isinstance(self.heads, tuple) else ()
+        if not pairs or not all(
+            isinstance(one, tuple) and len(one) == 2 and _whole(one[:1]) for one in pairs
+        ):
+            raise BadEdit(f"seen reads ((layer, (head, …)), …), heads () for all; got {self.heads!r:.200}")
+        if not all(isinstance(some, tuple) and (not some or _whole(some)) for _, some in pairs):
+            raise BadEdit(f"heads that seen reads are whole numbers, got {self.heads!r:.200}")
+        if not (isinstance(self.window, tuple) and len(self.window) == 2 and _whole(self.window, 1)):
+            raise BadEdit(
+                f"a window is (rows, columns) of image tokens, both at least 1; got {self.window!r:.200}"
+            )
+
     @property
     def reads(self) -> frozenset[int]:
         return frozenset(layer for layer, _ in self.heads)
@@ -95,10 +108,12 @@ def seen(
         if not isinstance(said, tuple) or not said or min(said) < 0:
             raise BadEdit(f"seen(…) reads layers by number, counted from 0, at least one; got {said!r}")
         read = tuple((layer, ()) for layer in sorted(set(said)))
-    size = tuple(map(whole, window)) if isinstance(window, Sequence) else ()
-    if len(size) != 2 or None in size or min(size) < 1:
-        raise BadEdit(f"a window is (rows, columns) of image tokens, both at least 1; got {window!r}")
-    return Seen(read, size, denoise)
+    size = isinstance(window, Sequence) and not isinstance(window, str) and tuple(map(whole, window))
+    return Seen(read, size or window, denoise)
+
+
+def _whole(values: tuple, least: int = 0) -> bool:
+    return all(whole(one) is not None and one >= least for one in values)
 
 
 def read_last(at: Moment, layer: int, call: AttentionCall) -> None:

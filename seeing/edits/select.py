@@ -12,7 +12,7 @@ grounding layers, `sinks.Sinks` the residual stream.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +23,7 @@ from torch import Tensor
 
 from seeing.edits.layers import whole
 from seeing.edits.moment import BadEdit, Moment
+from seeing.edits.regions import box_of, depth, plain
 from seeing.grid import VisualGrid
 from seeing.prompt import Prompt
 from seeing.vlm import VLM
@@ -92,6 +93,10 @@ class Span(Selector):
 
     name: str
 
+    def __post_init__(self):
+        if not isinstance(self.name, str):
+            raise BadEdit(f"a span has a name, got {self.name!r:.200}")
+
     def mask(self, at: Moment) -> Bool[Tensor, "batch pos"]:
         place = torch.arange(at.n_seen, device=at.device).expand(at.batch, -1)
         if at.crosses is not None and self.name in ("last", "answer", "question", "template", "text"):
@@ -125,18 +130,38 @@ class Positions(Selector):
     """Positions by number, the same for every row or one tuple a row.
 
     They count from the start of the padded row, as in ``prompt.spans``; negative ones from its end. One
-    that is padding is refused, so that a position does not mean one token in a batch and another alone.
+    that is padding is refused, so that a position does not mean one token in a batch and another alone. Those
+    of a mask know its ``length``, and a prompt of another length is refused.
     """
 
     rows: tuple[tuple[int, ...], ...]
+    length: int | None = None
+
+    def __post_init__(self):
+        rows = tuple(self.rows) if _several(self.rows) else ()
+        rows = tuple(tuple(map(whole, row)) if _several(row) else (None,) for row in rows)
+        if not rows or any(None in row for row in rows):
+            raise BadEdit(
+                f"positions are whole numbers, one tuple for all rows or one a row, as in "
+                f"Positions(((3, 4),)); got {self.rows!r:.200}"
+            )
+        if self.length is not None and (whole(self.length) is None or self.length < 1):
+            raise BadEdit(f"the length of a mask is a whole number, got {self.length!r:.200}")
+        object.__setattr__(self, "rows", rows)
+        object.__setattr__(self, "length", None if self.length is None else whole(self.length))
 
     def mask(self, at: Moment) -> Bool[Tensor, "batch pos"]:
         if len(self.rows) not in (1, at.batch):
             raise BadEdit(f"positions are given for {len(self.rows)} rows, the batch has {at.batch}")
+        length = at.n_prompt - at.shift
+        if self.length not in (None, length):
+            raise BadEdit(
+                f"a mask of {self.length} positions is about a prompt of {self.length} tokens, this one has "
+                f"{length}; a span's name or positions from the end mean the same in both"
+            )
         mask = torch.zeros(at.batch, at.n_seen, dtype=torch.bool)
         for row in range(at.batch):
             for position in self.rows[row % len(self.rows)]:
-                length = at.n_prompt - at.shift
                 if not -length <= position < length:
                     raise BadEdit(f"position {position} is outside the prompt of {length} tokens")
                 mask[row, position % length + at.shift] = True
@@ -152,13 +177,13 @@ class Positions(Selector):
     @classmethod
     def of_mask(cls, mask: Bool[Tensor, "batch pos"]) -> Positions:
         """The positions where a (batch, pos) mask is true."""
-        return cls(tuple(tuple(row.nonzero()[:, 0].tolist()) for row in mask))
+        return cls(tuple(tuple(row.nonzero()[:, 0].tolist()) for row in mask), mask.shape[1])
 
     def spelled(self) -> str:
-        return f"Positions({self.rows!r})"
+        return f"Positions({self.rows!r}{'' if self.length is None else f', length={self.length}'})"
 
     def __repr__(self) -> str:
-        return repr(list(self.rows[0])) if len(self.rows) == 1 else self.spelled()
+        return repr(list(self.rows[0])) if len(self.rows) == 1 and self.length is None else self.spelled()
 
 
 @dataclass(frozen=True)
@@ -167,6 +192,17 @@ class Boxes(Selector):
 
     boxes: tuple[tuple[float, ...], ...]
     image: int = 0
+
+    def __post_init__(self):
+        boxes = plain(self.boxes)
+        if depth(boxes) != 2 or whole(self.image) is None or self.image < 0:
+            raise BadEdit(
+                f"boxes are some (x0, y0, x1, y1), in a picture counted from 0; got {self.boxes!r:.200}, "
+                f"image={self.image!r:.200}"
+            )
+        boxes = tuple(tuple(map(float, box_of(box))) for box in boxes)
+        object.__setattr__(self, "boxes", boxes)
+        object.__setattr__(self, "image", whole(self.image))
 
     def mask(self, at: Moment) -> Bool[Tensor, "batch pos"]:
         prompt = at.need_prompt("a selector of boxes")
@@ -186,6 +222,9 @@ class Boxes(Selector):
 class _Pair(Selector):
     left: Selector
     right: Selector
+
+    def __post_init__(self):
+        _check_parts(self)
 
     @property
     def parts(self) -> tuple[Selector, ...]:
@@ -218,6 +257,9 @@ class Not(Selector):
 
     inner: Selector
 
+    def __post_init__(self):
+        _check_parts(self)
+
     @property
     def parts(self) -> tuple[Selector, ...]:
         return (self.inner,)
@@ -236,6 +278,9 @@ class Maybe(Selector):
     inner: Selector
     may_be_empty = True
 
+    def __post_init__(self):
+        _check_parts(self)
+
     @property
     def parts(self) -> tuple[Selector, ...]:
         return (self.inner,)
@@ -245,6 +290,12 @@ class Maybe(Selector):
 
     def __repr__(self) -> str:
         return f"maybe({self.inner!r})"
+
+
+def _check_parts(composed: Selector) -> None:
+    for part in composed.parts:
+        if not isinstance(part, Selector):
+            raise BadEdit(f"{type(composed).__name__} is composed of selectors, got {part!r:.200}")
 
 
 def maybe(spec: Any) -> Maybe:
@@ -287,11 +338,15 @@ def selector(spec: Any) -> Selector:
                 )
             return Positions((positions,))
         if all(isinstance(one, (Sequence, np.ndarray)) and len(one) == 4 for one in spec):
-            return Boxes(tuple(tuple(float(edge) for edge in box) for box in spec))
+            return Boxes(plain(list(spec)))
     raise BadEdit(
         f"{spec!r} selects no positions; give a name ('image', 'question', 'evidence', 'last', …), "
         f"positions, boxes (x0, y0, x1, y1), or a selector"
     )
+
+
+def _several(spec: Any) -> bool:
+    return isinstance(spec, Iterable) and not isinstance(spec, (str, bytes, Mapping))
 
 
 def _is_box(spec: Any, numbers: tuple[int, ...]) -> bool:
