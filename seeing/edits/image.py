@@ -9,14 +9,15 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from numbers import Real
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 from PIL import Image, ImageFilter
+from torch import Tensor
 
 from seeing.edits.edit import ImageEdit
-from seeing.edits.layers import whole
+from seeing.edits.layers import number, whole
 from seeing.edits.moment import BadEdit
 from seeing.edits.regions import (
     EVIDENCE,
@@ -31,6 +32,7 @@ from seeing.edits.regions import (
     seen_through,
     shared,
 )
+from seeing.edits.scores import is_number
 from seeing.grid import Boxes
 from seeing.maps import highlight
 from seeing.turns import Turn
@@ -53,13 +55,13 @@ class Highlight(ImageEdit):
     when: str = "both"
 
     def __post_init__(self):
-        given = (self.maps,) if isinstance(self.maps, np.ndarray) else self.maps
-        maps = tuple(map(np.array, given))
-        for one in maps:
-            one.flags.writeable = False
-        self._say(maps=maps)
-        if not 0 <= self.alpha <= 1:
-            raise BadEdit(f"alpha is in [0, 1], got {self.alpha}")
+        single = getattr(self.maps, "ndim", None) == 2
+        if not single and not (isinstance(self.maps, (Sequence, np.ndarray, Tensor)) and len(self.maps)):
+            raise BadEdit(f"maps are one (height, width), or one a row; got {self.maps!r:.200}")
+        self._say(maps=tuple(map(_map, (self.maps,) if single else self.maps)))
+        if not (is_number(self.alpha) and 0 <= self.alpha <= 1):
+            raise BadEdit(f"alpha is a number in [0, 1], got {self.alpha!r}")
+        self._say(alpha=number(self.alpha))
         self._before_the_pass()
 
     def check(self, n_rows: int) -> None:
@@ -71,6 +73,23 @@ class Highlight(ImageEdit):
 
     def __repr__(self) -> str:
         return f"Highlight(<{len(self.maps)} map(s)>, alpha={self.alpha}, when={self.when!r})"
+
+
+def _map(spec: Any) -> Float[np.ndarray, "height width"]:
+    """An evidence map of one's own that nobody can write on. Raises `BadEdit`."""
+    try:
+        found = np.array(spec.detach().cpu() if isinstance(spec, Tensor) else spec)
+        # Written so that NaN fails it; interpolation may leave [0, 1] by rounding.
+        good = found.ndim == 2 and bool(((found >= -1e-6) & (found <= 1 + 1e-6)).all())
+    except (TypeError, ValueError) as error:
+        raise BadEdit(f"a map is an array of numbers (height, width): {error}") from error
+    if not good:
+        raise BadEdit(
+            f"a map has (height, width) values in [0, 1], none of them NaN; got {found.dtype} {found.shape}"
+            f"{f' in [{found.min():.4g}, {found.max():.4g}]' if found.ndim == 2 and found.size else ''}"
+        )
+    found.flags.writeable = False
+    return found
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -99,8 +118,9 @@ class Crop(ImageEdit):
         if window != EVIDENCE:
             rows = window if depth(window) == 2 else (window,)
             self._say(window=shared([box_of(box) for box in rows]))
-        if not (isinstance(self.pad, Real) and 0 <= self.pad < float("inf")):
+        if not (is_number(self.pad) and self.pad >= 0):
             raise BadEdit(f"pad is a share of the window's sides, 0 or more; got {self.pad!r}")
+        self._say(pad=number(self.pad))
         self._before_the_pass()
 
     def check(self, n_rows: int) -> None:
@@ -186,7 +206,7 @@ def _fill(fill: str | Sequence[int]) -> str | Colour:
     good = isinstance(colour, tuple) and len(colour) == 3
     if not good or not all(whole(part) is not None and 0 <= part <= 255 for part in colour):
         raise BadEdit(f"fill is 'mean', 'blur' or a colour (r, g, b), whole numbers in 0-255; got {fill!r}")
-    return colour
+    return colour if isinstance(colour, str) else tuple(map(whole, colour))
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -204,12 +224,13 @@ class Noise(ImageEdit):
     when: str = "both"
 
     def __post_init__(self):
-        if not (isinstance(self.sigma, Real) and 0 <= self.sigma < float("inf")):
+        if not (is_number(self.sigma) and self.sigma >= 0):
             raise BadEdit(f"sigma is a share of a pixel's range, 0 or more; got {self.sigma!r}")
-        if not (isinstance(self.keep, Real) and 0 <= self.keep <= 1):
+        if not (is_number(self.keep) and 0 <= self.keep <= 1):
             raise BadEdit(f"keep is the share of the contrast that is left, in [0, 1]; got {self.keep!r}")
         if whole(self.seed) is None:
             raise BadEdit(f"a seed is a whole number, got {self.seed!r}")
+        self._say(sigma=number(self.sigma), keep=number(self.keep), seed=whole(self.seed))
         self._before_the_pass()
 
     @classmethod

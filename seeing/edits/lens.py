@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from seeing.edits.edit import Edit, SiteEdit
-from seeing.edits.layers import layers_of, layers_said, when_said
+from seeing.edits.layers import layers_of, layers_said, number, when_said
 from seeing.edits.moment import BadEdit, Moment
 from seeing.edits.scores import is_number
 from seeing.vlm import VLM
@@ -33,6 +33,7 @@ class MixLayers(Edit):
         self._say(layers=layers_said(self.layers), when=when_said(self.when))
         if not (is_number(self.weight) and 0 <= self.weight <= 1):
             raise BadEdit(f"a weight is a share in [0, 1], got {self.weight!r}")
+        self._say(weight=number(self.weight))
 
     def fit(self, vlm: VLM) -> tuple[Edit, ...]:
         names = [f"text.{layer}.resid_post" for layer in layers_of(self.layers, vlm.cfg.n_layers)]

@@ -41,6 +41,9 @@ from seeing.edits.source import Source
 #: What this code writes and reads.
 VERSION = 1
 
+#: How the file of the tensors ends.
+TENSORS = ".safetensors"
+
 #: Every kind of value that an edit may hold.
 KINDS: dict[str, type] = {
     kind.__name__: kind
@@ -65,7 +68,7 @@ KINDS: dict[str, type] = {
         *(patch.Patch, Source, lens.MixLayers, contrast.Contrast, Edits),
         *(image.Highlight, image.Crop, image.Occlude, image.Noise),
         *(select.Span, select.Positions, select.Boxes, select.Both, select.Either, select.Not, select.Maybe),
-        *(seen.Seen, sinks.Sinks, layers.Slice, layers.Steps),
+        *(seen.Seen, sinks.Sinks, layers.Slice, layers.Around, layers.Steps),
     )
 }
 
@@ -74,33 +77,55 @@ def to_json(edits: Edit | Edits, path: str | Path | None = None) -> str:
     """The edits as JSON text. See `Edits.to_json`."""
     tensors: dict[str, Tensor] = {}
     document: dict[str, Any] = {"version": VERSION, "edits": _written(edits, tensors)}
-    if tensors and path is None:
-        document["tensors"] = base64.b64encode(save(tensors)).decode("ascii")
-    elif tensors:
-        document["tensors_in"] = Path(path).with_suffix(".safetensors").name
-    text = json.dumps(document, indent=1)
-    if path is not None:
+    if path is None:
         if tensors:
-            Path(path).with_suffix(".safetensors").write_bytes(save(tensors))
-        Path(path).write_text(text, encoding="utf-8")
+            document["tensors"] = base64.b64encode(save(tensors)).decode("ascii")
+        return json.dumps(document, indent=1)
+    beside = Path(path).with_suffix(TENSORS)
+    if Path(path).suffix == TENSORS:
+        raise BadEdit(f"{path} is the place of the edits' tensors; write the edits to {beside.stem}.json")
+    if tensors:
+        document["tensors_in"] = beside.name
+        beside.write_bytes(save(tensors))
+    text = json.dumps(document, indent=1)
+    Path(path).write_text(text, encoding="utf-8")
     return text
 
 
 def from_json(source: str | Path) -> Edit | Edits:
     """The edits that `to_json` wrote: from its text, or from the file that it wrote.
 
-    Raises `BadEdit` for text that is not such, for another version, and for what no edit is made of.
+    Raises `BadEdit` for what is neither, for another version, and for what no edit is made of.
     """
-    is_text = isinstance(source, str) and source.lstrip().startswith("{")
+    is_text = isinstance(source, str) and source.lstrip().startswith(("{", "[", '"'))
+    text, folder = (source, None) if is_text else _text_of(source)
     try:
-        document = json.loads(source if is_text else Path(source).read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        return _edits_in(json.loads(text), folder)
+    except json.JSONDecodeError as error:
         raise BadEdit(f"these are no edits in JSON: {error}") from error
+    except RecursionError as error:
+        raise BadEdit("these are no edits in JSON: values are nested too deeply") from error
+
+
+def _text_of(source: Any) -> tuple[str, Path]:
+    """The text of a file, and the folder that it lies in."""
+    try:
+        return Path(source).read_text(encoding="utf-8"), Path(source).parent
+    except (OSError, TypeError, ValueError) as error:
+        raise BadEdit(
+            f"edits are read from the text that to_json gave, or from the path of its file; "
+            f"{str(source)!r:.200} is neither: {error!s:.200}"
+        ) from error
+
+
+def _edits_in(document: Any, folder: Path | None) -> Edit | Edits:
     if not isinstance(document, dict) or "edits" not in document or "version" not in document:
         raise BadEdit("edits in JSON are an object with 'version' and 'edits'; this is none")
-    if document["version"] != VERSION:
-        raise BadEdit(f"the edits are written in version {document['version']!r}, this code reads {VERSION}")
-    found = _read(document["edits"], _tensors(document, None if is_text else Path(source).parent))
+    if layers.whole(document["version"]) != VERSION:
+        raise BadEdit(
+            f"the edits are written in version {document['version']!r:.200}, this code reads {VERSION}"
+        )
+    found = _read(document["edits"], _tensors(document, folder))
     if not isinstance(found, (Edit, Edits)):
         raise BadEdit(f"what is read here is no edit but {found!r:.200}")
     return found
@@ -111,7 +136,10 @@ def _tensors(document: dict[str, Any], folder: Path | None) -> dict[str, Tensor]
         name = document["tensors_in"]
         if folder is None or not isinstance(name, str) or Path(name).name != name:
             raise BadEdit(f"the tensors of these edits are in {name!r}, beside the file: read it by its path")
-        data = (folder / name).read_bytes()
+        try:
+            data = (folder / name).read_bytes()
+        except OSError as error:
+            raise BadEdit(f"the tensors of these edits are in {name!r}, beside the file: {error}") from error
     elif "tensors" in document:
         try:
             data = base64.b64decode(document["tensors"], validate=True)
@@ -166,10 +194,44 @@ def _read(value: Any, tensors: dict[str, Tensor]) -> Any:
     if kind not in KINDS:
         raise BadEdit(f"no edit is made of a {kind!r}; known are {', '.join(KINDS)}")
     given = {name: _read(one, tensors) for name, one in held.items()}
+    return _made(KINDS[kind], given)
+
+
+def _made(kind: type, given: dict[str, Any]) -> Any:
+    """A value of a kind, by its constructor. Raises `BadEdit` for what the kind is not made of."""
     try:
-        return KINDS[kind](**given)
-    except TypeError as error:
-        raise BadEdit(f"{kind} is not made of {', '.join(given)}: {error}") from error
+        found = kind(**given)
+    except BadEdit:
+        raise
+    except (TypeError, ValueError, AttributeError, IndexError, KeyError, OverflowError) as error:
+        raise BadEdit(f"{kind.__name__} is not made of {', '.join(given)}: {error!s:.200}") from error
+    if isinstance(found, Edits) and not all(isinstance(one, Edit) for one in _several(found.edits)):
+        raise BadEdit(f"Edits are made of edits, got {found.edits!r:.200}")
+    if isinstance(found, Source):
+        _check_source(found)
+    return found
+
+
+def _several(values: Any) -> tuple:
+    return values if isinstance(values, tuple) else (None,)
+
+
+def _check_source(source: Source) -> None:
+    """Raise `BadEdit` for a source whose parts do not go together."""
+    names, values = _several(source.names), _several(source.values)
+    good = all(isinstance(name, str) for name in names) and all(isinstance(one, Tensor) for one in values)
+    known = [source.spans, source.labels, source.chosen]
+    if any(one is not None for one in known):
+        spans, labels, chosen = known
+        good = good and all(isinstance(name, str) for name in _several(spans))
+        good = good and isinstance(labels, Tensor) and isinstance(chosen, Tensor)
+        good = good and labels.ndim == 2 and labels.shape == chosen.shape and chosen.dtype == torch.bool
+        good = good and not labels.is_floating_point()
+    if not good or len(names) != len(values):
+        raise BadEdit(
+            "a Source has names, a tensor for each, and of its prompt all or none of spans, labels (batch, "
+            f"pos) and chosen (batch, pos); got {source.names!r:.100}"
+        )
 
 
 __all__ = ["KINDS", "VERSION", "from_json", "to_json"]

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from jaxtyping import Bool
 from torch import Tensor
 
-from seeing.edits.layers import heads_of
+from seeing.edits.layers import heads_of, number
 from seeing.edits.moment import BadEdit, Moment
 from seeing.edits.scores import is_number
 from seeing.edits.select import Selector
@@ -39,6 +39,7 @@ class Sinks(Selector):
         object.__setattr__(self, "dims", tuple(sorted(set(heads_of(self.dims)))))
         if not (is_number(self.threshold) and self.threshold > 0):
             raise BadEdit(f"a threshold is a positive number, got {self.threshold!r}")
+        object.__setattr__(self, "threshold", number(self.threshold))
 
     def fit(self, vlm: VLM) -> None:
         for dim in self.dims:

@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from seeing.edits import BadEdit, Bias, Edits, Knockout, Positions, Temperature, maybe
-from seeing.edits.layers import whole
+from seeing.edits.layers import Around, as_dict, head_table
 from seeing.edits.scores import is_number
 from seeing.edits.select import selector
 from seeing.methods.method import Answers, Edited, HeadTable, Method
@@ -127,11 +127,12 @@ def gaze_heads(
 ) -> Edited:
     """Gaze steering (arXiv 2606.14703): some heads look at ``target`` and at nothing else of the picture.
 
-    In ``heads`` {layer: [heads]} z ← z + B at ``target`` (any selector of positions) and z ← z − B at the
+    In ``heads``, {layer: [heads]}, z ← z + B at ``target`` (any selector of positions) and z ← z − B at the
     rest of ``away``; at the default B = ``bias`` all weight goes to the target, in proportion. The authors
     steer decoded tokens; ``when="both"`` steers the prompt's last row too, on which the first token hangs.
     bias = 0 is neutral.
     """
+    heads = as_dict(head_table(heads))
     rest = maybe(selector(away) & ~selector(target))
     towards = Bias(keys=target, value=bias, heads=heads, when=when)
     return Edited(
@@ -149,12 +150,6 @@ def attention_knockout(
     ``layer`` over a model shows where what flows. −∞ is added to the mask that is there, so padding and
     windows stay. Positions of the prompt as queries are cut in the prompt pass, "last" at decoded tokens too.
     """
-    if layer is not None:
-        if whole(layer) is None or layer < 0 or whole(window) is None or window < 1:
-            raise BadEdit(
-                f"a window is some layers (at least 1) around a layer counted from 0; got layer={layer!r}, "
-                f"window={window!r}"
-            )
-        layers = slice(max(0, layer - window // 2), layer + (window + 1) // 2)
+    layers = layers if layer is None else Around(layer, window)
     cut = Knockout(queries=queries, keys=keys, layers=layers)
     return Edited(cut, f"edges {cut.queries!r:.40} → {cut.keys!r:.40} cut, layers {cut.layers}")

@@ -15,7 +15,8 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor
 
-from seeing.edits import Highlight, ScaleAttention, seen
+from seeing.edits import BadEdit, Highlight, ScaleAttention, seen
+from seeing.edits.layers import attention_layers, layers_said
 from seeing.edits.seen import mean_rows
 from seeing.maps import evidence_map
 from seeing.methods.method import (
@@ -52,14 +53,18 @@ class Vea(Method):
     boundary: str = "nearest"
     template: Template | None = "vea"
 
+    def __post_init__(self):
+        if not self.layers:
+            raise BadEdit("vea reads the rows of some layers, and none are named: vea([14, 15])")
+
     @property
     def about(self) -> str:
         return f"the paper's VEA: smooth map of layers {list(self.layers)}, α = {self.alpha}, {self.boundary}"
 
     def maps(self, vlm: VLM, prompt: Prompt) -> list:
         """The evidence map of each row, (height, width) of its original picture, in [0, 1]."""
-        reading = read_rows(vlm, prompt, layers=self.layers)
-        rows = reading.over_images[:, :, :, -1].mean((1, 2))
+        layers = attention_layers(self.layers, vlm)
+        rows = read_rows(vlm, prompt, layers=layers).over_images[:, :, :, -1].mean((1, 2))
         return [
             evidence_map(scores, grid, denoise=self.denoise, sigma=self.sigma, boundary=self.boundary)
             for grid, scores in zip(grids_of(prompt), token_maps(prompt, rows))
@@ -74,7 +79,10 @@ def vea(layers: Any, *, authors: bool = False, **settings: Any) -> Vea:
     """`Vea` on ``layers``, or on the layers of a `Profile`; ``authors=True`` is the authors' release."""
     if authors:
         settings = {"boundary": "reflect", **settings}
-    return Vea(tuple(getattr(layers, "layers", layers)), **settings)
+    said = layers_said(layers)
+    if not isinstance(said, (int, tuple)):
+        raise BadEdit(f"vea reads layers by number, or those of a profile; got {layers!r:.200}")
+    return Vea((said,) if isinstance(said, int) else said, **settings)
 
 
 @dataclass(frozen=True)
