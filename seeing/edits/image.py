@@ -50,15 +50,15 @@ class Highlight(ImageEdit):
     nothing.
     """
 
-    maps: Float[np.ndarray, "height width"] | Sequence[Float[np.ndarray, "_ _"]]
+    maps: Float[np.ndarray | Tensor, "height width"] | Sequence[Float[np.ndarray | Tensor, "_ _"]]
     alpha: float = 0.5
     when: str = "both"
 
     def __post_init__(self):
-        single = getattr(self.maps, "ndim", None) == 2
-        if not single and not (isinstance(self.maps, (Sequence, np.ndarray, Tensor)) and len(self.maps)):
+        given = (self.maps,) if isinstance(self.maps, (np.ndarray, Tensor)) else self.maps
+        if not (isinstance(given, Sequence) and len(given)):
             raise BadEdit(f"maps are one (height, width), or one a row; got {self.maps!r:.200}")
-        self._say(maps=tuple(map(_map, (self.maps,) if single else self.maps)))
+        self._say(maps=tuple(map(_map, given)))
         if not (is_number(self.alpha) and 0 <= self.alpha <= 1):
             raise BadEdit(f"alpha is a number in [0, 1], got {self.alpha!r}")
         self._say(alpha=number(self.alpha))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import FrozenInstanceError
 
-import jaxtyping
 import numpy as np
 import pytest
 import torch
@@ -21,12 +20,6 @@ QUESTION, LONGER = "what digit is on the red square ?", "what digit is on the re
 @pytest.fixture
 def picture() -> Image.Image:
     return noise((98, 84))
-
-
-@pytest.fixture
-def unchecked(monkeypatch):
-    """Signatures are not checked, as with a user: what our own checks say is heard."""
-    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
 
 
 def blurred(picture: Image.Image, sigma: float) -> np.ndarray:

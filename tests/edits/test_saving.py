@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from seeing import edits as E
+from seeing import methods
 
 S = E.Span
 
@@ -74,8 +75,20 @@ def test_a_function_can_not_be_saved(edit):
         (E.Temperature(value=2.0) + edit).to_json()
 
 
+MILD = json.loads(E.Temperature(value=2.0).to_json())["edits"]
+
+#: A sum of sums of sums.
+NESTED = MILD
+for _ in range(400):
+    NESTED = {"kind": "Edits", "edits": [NESTED]}
+
+
 def changed(**more):
     return json.dumps({**json.loads(E.Temperature(value=2.0).to_json()), **more})
+
+
+def with_keys(**keys):
+    return changed(edits={**MILD, "keys": keys})
 
 
 @pytest.mark.parametrize(
@@ -91,9 +104,58 @@ def changed(**more):
         (changed(tensors="!!"), "tensors of these edits are broken"),
         (changed(tensors="AAAA"), "tensors of these edits are broken"),
         (changed(tensors_in="x.safetensors"), "read it by its path"),
+        (changed(version=True), "version True, this code reads 1"),
+        (changed(edits=5), "no edit but 5"),
+        (changed(edits=[1, 2]), "no edit but"),
+        (changed(edits={"kind": "Span", "name": "image"}), "no edit but 'image'"),
+        (changed(edits={"kind": []}), "the name of its kind"),
+        (changed(edits={"kind": "tensor", "name": []}), "tensor"),
+        (changed(edits={"kind": "Edits", "edits": [1, 2]}), "Edits are made of edits"),
+        (changed(edits={"kind": "Edits", "edits": "ab"}), "Edits are made of edits"),
+        (
+            changed(edits={"kind": "Contrast", "with_": {"kind": "Edits", "edits": ["x"]}, "weight": 1.0}),
+            "Edits are made of edits",
+        ),
+        (with_keys(kind="Span", name=5), "a span has a name, got 5"),
+        (with_keys(kind="Both", left="image", right="question"), "Both is composed of selectors"),
+        (with_keys(kind="Not", inner="image"), "Not is composed of selectors"),
+        (with_keys(kind="Maybe", inner=3), "Maybe is composed of selectors"),
+        (with_keys(kind="Positions", rows=3), "positions are whole numbers"),
+        (with_keys(kind="Positions", rows=[[1.5]]), "positions are whole numbers"),
+        (with_keys(kind="Positions", rows=[[1]], length="x"), "length of a mask"),
+        (with_keys(kind="Boxes", boxes=[[0, 0, float("nan"), 9]]), "is no box"),
+        (with_keys(kind="Boxes", boxes="abcd"), "boxes are some"),
+        (with_keys(kind="Seen", heads="abc"), "seen reads"),
+        (with_keys(kind="Seen", heads=[[1, ["a"]]]), "whole numbers"),
+        (with_keys(kind="Seen", heads=[[1, [0]]], window=[0, 2]), "a window is"),
+        (
+            changed(edits={**MILD, "layers": {"kind": "Slice", "start": "a", "stop": None, "step": 0}}),
+            "a slice of layers",
+        ),
+        (changed(edits={**MILD, "layers": {"kind": "Around", "layer": -1, "window": 9}}), "a window is"),
+        (changed(edits={**MILD, "value": True}), "a temperature is a positive number"),
+        (
+            changed(
+                edits={
+                    "kind": "Patch",
+                    "site": "text.1.mlp_out",
+                    "source": {"kind": "Source", "names": ["a"], "values": []},
+                }
+            ),
+            "a Source",
+        ),
+        (changed(edits=NESTED), "nested too deeply"),
+        ('{"version": 1, "edits": ' + "[" * 100_000, "nested too deeply"),
+        ("[1, 2]", "an object with 'version' and 'edits'"),
+        ('"hello"', "an object with 'version' and 'edits'"),
+        ("hello", "'hello' is neither"),
+        ("", "'' is neither"),
+        ("x" * 100_000, "is neither"),
+        ("a\0b", "is neither"),
+        (5, "'5' is neither"),
     ],
 )
-def test_what_is_no_edit_is_refused(text, message):
+def test_what_is_no_edit_is_refused(unchecked, text, message):
     with pytest.raises(E.BadEdit, match=message):
         E.from_json(text)
 
@@ -105,3 +167,28 @@ def test_tensors_are_read_from_beside_the_file_only(tmp_path):
     path.write_text(changed(tensors_in="../out.safetensors"))
     with pytest.raises(E.BadEdit, match="beside the file"):
         E.from_json(path)
+
+
+def test_files_that_are_not_there_are_named(random, crowded, tmp_path):
+    edits = tensors(random, random.prompt(crowded[0]))
+    edits.to_json(tmp_path / "edits.json")
+    (tmp_path / "edits.safetensors").unlink()
+    with pytest.raises(E.BadEdit, match=r"'edits\.safetensors', beside the file"):
+        E.from_json(tmp_path / "edits.json")
+    with pytest.raises(E.BadEdit, match=r"other\.json' is neither"):
+        E.from_json(tmp_path / "other.json")
+
+
+def test_edits_are_not_written_over_their_own_tensors(tmp_path):
+    edit = E.Steer("text.1.resid_post", torch.ones(3))
+    with pytest.raises(E.BadEdit, match=r"write the edits to x\.json"):
+        edit.to_json(tmp_path / "x.safetensors")
+    assert not list(tmp_path.iterdir())
+
+
+def test_masks_and_windows_of_layers_are_read_back():
+    edit = E.Knockout(keys=torch.tensor([[False, True], [True, False]]), queries="last")
+    assert E.from_json(edit.to_json()) == edit
+    assert "length=2" in repr(E.from_json(edit.to_json()))
+    knockout = methods.attention_knockout("last", "image", 3, window=2).edits
+    assert E.from_json(knockout.to_json()) == knockout
