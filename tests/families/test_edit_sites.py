@@ -238,7 +238,7 @@ STREAM = {
 }
 
 
-@pytest.mark.parametrize(("name", "positions"), zip(STREAM, ["last", "question", "image"] * 3))
+@pytest.mark.parametrize(("name", "positions"), list(zip(STREAM, ["last", "question", "image"] * 3)))
 def test_the_stream_edited_is_a_hook_on_the_layer(case, batch, plain, name, positions):
     edit, by_hand = STREAM[name]
     layer = case.vlm.cfg.n_layers // 2
@@ -258,13 +258,13 @@ def test_the_stream_edited_is_a_hook_on_the_layer(case, batch, plain, name, posi
 def test_neutral_edits_of_the_stream_move_by_rounding(case, batch, plain):
     site = f"text.{case.vlm.cfg.n_layers // 2}.resid_post"
     vector = torch.ones(case.vlm.cfg.d_model)
-    for edit in (
-        E.Steer(site, vector, 0, "all"),
-        E.Steer(site, vector, 0, "all", norm_preserving=True),
-        E.Rotate(site, vector, 0, "all"),
-    ):
-        found = logits_of(case.vlm.with_edits(edit), batch)
-        close(found[real(batch)], plain[id(batch)][real(batch)], 1e-5)
+    edits = (
+        E.Steer(site, vector, 0, "all")
+        + E.Steer(site, vector, 0, "all", norm_preserving=True)
+        + E.Rotate(site, vector, 0, "all")
+    )
+    found = logits_of(case.vlm.with_edits(edits), batch)
+    close(found[real(batch)], plain[id(batch)][real(batch)], 1e-5)
 
 
 # ---- patches -----------------------------------------------------------------------------------------------
