@@ -254,8 +254,8 @@ class Edits:
         """Make the edits in a trace of one's own, ``with vlm.trace(prompt): edits.apply(vlm)``.
 
         ``steps`` are those to make them in: 0, the prompt pass, or ``tracer.iter[:n]`` in a generation of n
-        tokens. The call goes through the model up to the last site edited, so that what is read behind it must
-        lie further on; `VLM.with_edits` has no such order. Raises `BadEdit` for edits of pictures and
+        tokens. The call goes through the model up to the last site edited, so that what is read behind it
+        must lie further on; `VLM.with_edits` has no such order. Raises `BadEdit` for edits of pictures and
         contrasts, which are made before the run.
         """
         program = self.compile(vlm)

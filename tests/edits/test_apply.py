@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from seeing import edits as E
-from seeing.edits.program import KernelVisit, Program
+from seeing.edits.program import Program
+from seeing.edits.visits import KernelVisit
 from seeing.traced import RunEnded
 
 

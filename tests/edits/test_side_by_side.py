@@ -127,7 +127,7 @@ def test_a_contrast_decodes_one_greedy_sequence(random, crowded, settings):
 def test_keys_and_values_stay_edited_as_in_a_hook_before_the_cache(
     random, pair, crowded, part, positions, when
 ):
-    """Against a hook on the projection of a bare model; rotary embedding turns keys, so they are set to zero."""
+    """Against a hook on the projection of a bare model; rotary embedding leaves zeros as they are."""
     prompt = random.prompt(crowded[0])
     bare = copy.deepcopy(pair[0])
     proj = getattr(bare.model.language_model.layers[1].self_attn, f"{part}_proj")
