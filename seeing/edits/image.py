@@ -69,7 +69,13 @@ class Highlight(ImageEdit):
             check_rows(self.maps, n_rows, "maps")
 
     def image(self, row: int, picture: Image.Image) -> Image.Image:
-        return highlight(picture, self.maps[row if len(self.maps) > 1 else 0], self.alpha)
+        one = self.maps[row if len(self.maps) > 1 else 0]
+        if one.shape != picture.size[::-1]:
+            raise BadEdit(
+                f"row {row}: expected a map (height, width) of {picture.size[::-1]}, as the picture is when "
+                f"this edit's turn comes, found {one.shape}"
+            )
+        return highlight(picture, one, self.alpha)
 
     def __repr__(self) -> str:
         return f"Highlight(<{len(self.maps)} map(s)>, alpha={self.alpha}, when={self.when!r})"

@@ -210,3 +210,9 @@ def test_what_is_no_number_is_refused(unchecked, edit_of, name, number):
 def test_a_value_that_an_edit_can_not_have_is_refused_when_it_is_written(unchecked, edit_of, message):
     with pytest.raises(E.BadEdit, match=message):
         edit_of()
+
+
+def test_a_map_of_another_size_than_the_picture_is_refused(random, crowded):
+    edited = random.with_edits(E.Highlight(np.zeros((4, 6))))
+    with pytest.raises(E.BadEdit, match=r"row 0: expected a map .* of \(112, 112\).*found \(4, 6\)"):
+        edited.cache(random.prompt(crowded[0]), "logits")
