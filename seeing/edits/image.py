@@ -72,8 +72,8 @@ class Highlight(ImageEdit):
         one = self.maps[row if len(self.maps) > 1 else 0]
         if one.shape != picture.size[::-1]:
             raise BadEdit(
-                f"row {row}: expected a map (height, width) of {picture.size[::-1]}, as the picture is when "
-                f"this edit's turn comes, found {one.shape}"
+                f"row {row}: expected a map (height, width) of {picture.size[::-1]}, found {one.shape}; maps "
+                f"have the picture's size as it is when this edit's turn comes"
             )
         return highlight(picture, one, self.alpha)
 
