@@ -27,7 +27,7 @@ class EditedRows:
     ``scores_of(rows)`` gives (chosen, scores) of some of ``rows``: the edited scores, and in which items and
     heads they are edited; what is not chosen stays the kernel's own, bit for bit. ``finish(scores, rows)``
     is the pattern that they end as: a softmax, and where edits ``reshape`` the pattern, what they make of it.
-    ``items`` are those of the batch that the call holds.
+    ``items`` are those of the batch that the call holds; ``all`` says that every row is edited, in all heads.
     """
 
     call: AttentionCall
@@ -36,6 +36,7 @@ class EditedRows:
     finish: Callable[[Tensor, Tensor], Tensor]
     reshapes: bool = False
     items: Items = None
+    all: bool = False
 
     def shares(self, items: Items) -> bool:
         """Whether some of ``items`` are edited here."""
@@ -76,6 +77,10 @@ class EditedRows:
             kept = output.index_select(1, rows)
             parts.append(torch.where(chosen.transpose(1, 2)[..., None], z, kept))
         return output.index_copy(1, self.rows, torch.cat(parts, 1))
+
+    def alone(self) -> Float[Tensor, "batch query head d_value"]:
+        """What the kernel would give of rows that are ``all`` edited."""
+        return self.call.z(self._computed(self.rows, softmaxed=True)[1]).to(self.call.v.dtype)
 
     def finished(
         self,

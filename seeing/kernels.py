@@ -69,6 +69,16 @@ class Kernel:
         """What is served at ``target``, with another output of the kernel."""
         return (z, *served[1:])
 
+    @property
+    def skipped(self) -> str | None:
+        """Where the call can be left out for what it would give; None where it gives weights besides."""
+        eager = getattr(getattr(self.attn, "config", None), "_attn_implementation", "eager") == "eager"
+        return None if eager else f"{self.path}.skip"
+
+    def given(self, z: Tensor) -> Any:
+        """What the call gives, from its output."""
+        return z, None
+
     def part(self, name: str, place: int) -> Copied:
         """q, k or v as the kernel gets them, with the axes of the vocabulary: batch pos head d_head.
 

@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from seeing.edits.edit import Edit, Edits, SiteEdit
-from seeing.edits.layers import when_said
+from seeing.edits.layers import number, when_said
 from seeing.edits.moment import BadEdit
 from seeing.edits.scores import is_number
 from seeing.names import Name
@@ -68,7 +68,8 @@ class Contrast(Edit):
             )
         if self.decay is not None and self.decay < 0:
             raise BadEdit(f"a decay is at least 0, got {self.decay}")
-        self._say(when=when_said(self.when))
+        plain = {name: number(getattr(self, name)) for name in ("weight", "plausibility", "own", "decay")}
+        self._say(when=when_said(self.when), **plain)
 
     @property
     def others(self) -> tuple[Edit, ...]:

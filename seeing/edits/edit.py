@@ -221,6 +221,11 @@ class Edits:
 
     edits: tuple[Edit, ...] = ()
 
+    def __post_init__(self):
+        object.__setattr__(self, "edits", tuple(self.edits))
+        if strange := [one for one in self.edits if not isinstance(one, Edit)]:
+            raise BadEdit(f"edits are made of edits, got {strange[0]!r:.200}; a + b puts several together")
+
     def __add__(self, other: Edit | Edits) -> Edits:
         if isinstance(other, Edit):
             return replace(self, edits=(*self.edits, other))

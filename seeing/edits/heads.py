@@ -17,10 +17,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from seeing.edits.edit import Edit, SiteEdit
-from seeing.edits.layers import check_heads, head_table, own, when_said
+from seeing.edits.layers import check_heads, head_table, number, own, when_said
 from seeing.edits.moment import BadEdit, Moment
 from seeing.edits.residual import width_of
-from seeing.edits.scores import is_number
 from seeing.edits.select import selector
 from seeing.edits.source import Source
 from seeing.names import Name
@@ -84,8 +83,9 @@ class ScaleHeads(HeadEdit):
 
     def __post_init__(self):
         super().__post_init__()
-        if not is_number(self.factor):
+        if number(self.factor) is None:
             raise BadEdit(f"a factor is a finite number, got {self.factor!r}")
+        self._say(factor=number(self.factor))
 
     def z(self, z: Z, heads: tuple[int, ...], at: Moment) -> Tensor:
         return z * self.factor

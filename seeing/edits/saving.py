@@ -205,8 +205,6 @@ def _made(kind: type, given: dict[str, Any]) -> Any:
         raise
     except (TypeError, ValueError, AttributeError, IndexError, KeyError, OverflowError) as error:
         raise BadEdit(f"{kind.__name__} is not made of {', '.join(given)}: {error!s:.200}") from error
-    if isinstance(found, Edits) and not all(isinstance(one, Edit) for one in _several(found.edits)):
-        raise BadEdit(f"Edits are made of edits, got {found.edits!r:.200}")
     if isinstance(found, Source):
         _check_source(found)
     return found

@@ -72,11 +72,16 @@ class KernelVisit:
             )
         # From here to the kernel's output whoever reads this attention is shown the edited rows.
         self.kernel.edited.append(edited)
+        # A decoded token's only row, edited in all heads: what the kernel would make of it is not needed.
+        alone = edited.all and self.kernel.skipped is not None
         try:
+            if alone:
+                Mediator.skip(self.kernel.skipped, self.kernel.given(edited.alone()))
             served = Mediator.value(self.kernel.target)
         finally:
             self.kernel.edited[:] = [one for one in self.kernel.edited if one is not edited]
-        Mediator.swap(self.kernel.target, self.kernel.put(served, edited.onto(self.kernel.take(served))))
+        if not alone:
+            Mediator.swap(self.kernel.target, self.kernel.put(served, edited.onto(self.kernel.take(served))))
 
     def edited(self, call: AttentionCall, edits: Sequence[RowEdit], at: Moment) -> EditedRows | None:
         """Every row that some edit selects, or None when none does here."""
@@ -112,7 +117,14 @@ class _Rows:
 
     def lazily(self, rows: Tensor) -> EditedRows:
         reshapes = any(isinstance(edit, PatternEdit) for edit, _ in self.edits)
-        return EditedRows(self.call, rows, self.scores, self.pattern, reshapes, own_rows())
+        items = own_rows()
+        everything = (
+            items is None
+            and self.keys.crosses is None
+            and self.call.n_queries == 1
+            and any(edit.heads_at(self.layer) is None and bool(mask.all()) for edit, mask in self.edits)
+        )
+        return EditedRows(self.call, rows, self.scores, self.pattern, reshapes, items, everything)
 
     def scores(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """(chosen, scores) of the rows: (batch, head, rows) and (batch, head, rows, key)."""
