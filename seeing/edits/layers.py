@@ -60,9 +60,9 @@ def own(value: Tensor) -> Tensor:
 class Slice:
     """A slice that compares and hashes, which Python's own does only from 3.12 on."""
 
-    start: int | None
-    stop: int | None
-    step: int | None
+    start: Any
+    stop: Any
+    step: Any
 
     def __post_init__(self):
         ends = (self.start, self.stop, self.step)
