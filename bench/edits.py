@@ -1,12 +1,13 @@
 """What do edits cost? The last row scaled in half of the layers, in the prompt pass and for a decoded token.
 
-The model is that of `bench.rows`: random weights, 8 text layers × 1,024 wide, a prompt of about 1,600 image
-tokens, or about 2,000. Every case is timed beside the same thing without edits, in turn. A decoded token is
-what sixteen more of them cost, divided by sixteen.
+The model is that of `bench.rows`: random weights, 8 text layers × 1,024 wide, a prompt of about 2,000 tokens.
+Every case is timed beside the same thing without edits, in turn. A decoded token is the median time between
+two forwards of a generation.
 """
 
 from __future__ import annotations
 
+import itertools
 import statistics
 import time
 from collections.abc import Callable
@@ -15,59 +16,82 @@ import torch
 
 from bench.rows import build
 from seeing import edits as E
+from seeing.prompt import Prompt
+from seeing.vlm import VLM
 
-#: How many tokens are decoded to find what one costs.
-TOKENS = 16
+#: How many tokens a generation decodes.
+TOKENS = 48
 
 
-def measure(repeats: int = 7) -> dict[str, tuple[float, float]]:
-    """Name -> (seconds without edits, seconds with), medians."""
-    vlm, prompt = build(side=630)
-    vlm._module.generation_config.max_new_tokens = None
-    model, inputs = vlm._module, prompt.inputs
-    edited = {
-        "ScaleAttention": E.ScaleAttention(keys="image", gain=4.0, layers="deep"),
-        "ScaleAttention + AblateHeads + Steer": E.ScaleAttention(keys="image", gain=4.0, layers="deep")
-        + E.AblateHeads({layer: [0, 3] for layer in range(4, 8)})
+def cases() -> dict[str, E.Edit | E.Edits]:
+    """What is timed, by name."""
+    scale = E.ScaleAttention(keys="image", gain=4.0, layers="deep")
+    heads = E.AblateHeads({layer: [0, 3] for layer in range(4, 8)})
+    return {
+        "ScaleAttention, half of the layers": scale,
+        "the same for half of the heads": E.ScaleAttention(
+            keys="image", gain=4.0, layers="deep", heads=range(8)
+        ),
+        "ScaleAttention + AblateHeads + Steer": scale
+        + heads
         + E.Steer("text.6.resid_post", torch.randn(1024)),
         "seen in layers 0-3, boosted behind": E.ScaleAttention(
             keys=E.seen(layers=range(4)), gain=4.0, layers="deep"
         ),
     }
+
+
+def measure(repeats: int = 5) -> dict[str, tuple[float, float]]:
+    """Name -> (seconds without edits, seconds with), medians."""
+    vlm, prompt = build(side=630)
+    vlm._module.generation_config.max_new_tokens = None
+    model, inputs = vlm._module, prompt.inputs
     found: dict[str, tuple[float, float]] = {}
-    for name, edit in edited.items():
-        copy = vlm.with_edits(edit)
-        found[f"{name}: prompt pass"] = _medians(
-            repeats, lambda: model(**inputs, logits_to_keep=1), lambda c=copy: _forward(c, prompt)
-        )
-        one, many = (
-            _medians(
+    with torch.no_grad():
+        for name, edit in cases().items():
+            edited = vlm.with_edits(edit)
+            times = _in_turn(
                 repeats,
-                lambda n=n: model.generate(**inputs, do_sample=False, max_new_tokens=n),
-                lambda c=copy, n=n: c.answer(prompt, n),
+                lambda: _seconds(lambda: model(**inputs, logits_to_keep=1)),
+                lambda e=edited: _seconds(lambda: _forward(e, prompt)),
             )
-            for n in (1, 1 + TOKENS)
-        )
-        found[f"{name}: a decoded token"] = tuple((b - a) / TOKENS for a, b in zip(one, many))
+            found[f"{name}: prompt pass"] = times
+            settings = dict(do_sample=False, max_new_tokens=TOKENS)
+            times = _in_turn(
+                max(2, repeats // 2),
+                lambda s=settings: _a_token(model, lambda: model.generate(**inputs, **s)),
+                lambda e=edited: _a_token(model, lambda: e.answer(prompt, TOKENS)),
+            )
+            found[f"{name}: a decoded token"] = times
     return found
 
 
-def _forward(vlm, prompt) -> None:
-    with torch.no_grad(), vlm.trace(prompt, logits_to_keep=1):
+def _forward(vlm: VLM, prompt: Prompt) -> None:
+    with vlm.trace(prompt, logits_to_keep=1):
         pass
 
 
-def _medians(repeats: int, *cases: Callable[[], object]) -> tuple[float, ...]:
-    """The median seconds of each case, the cases taken in turn so that drift falls on all."""
-    times: list[list[float]] = [[] for _ in cases]
-    with torch.no_grad():
-        for repeat in range(repeats + 1):
-            for case, spent in zip(cases, times):
-                start = time.perf_counter()
-                case()
-                if repeat:
-                    spent.append(time.perf_counter() - start)
-    return tuple(map(statistics.median, times))
+def _in_turn(repeats: int, *cases: Callable[[], float]) -> tuple[float, ...]:
+    """The median of each case, taken in turn so that drift falls on all; a first round is left out."""
+    rounds = [[case() for case in cases] for _ in range(repeats + 1)][1:]
+    return tuple(map(statistics.median, zip(*rounds)))
+
+
+def _seconds(run: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+def _a_token(model: torch.nn.Module, run: Callable[[], object]) -> float:
+    """The median time from one forward of a generation to the next."""
+    stamps: list[float] = []
+    hook = model.register_forward_hook(lambda *_: stamps.append(time.perf_counter()))
+    try:
+        run()
+    finally:
+        hook.remove()
+    return statistics.median(after - before for before, after in itertools.pairwise(stamps))
 
 
 def table() -> list[str]:
