@@ -69,8 +69,26 @@ class PlacedEdit(SiteEdit):
         """The activation as if every position were chosen."""
 
 
+class VectorEdit(PlacedEdit):
+    """An edit of an activation by one vector, with a strength."""
+
+    vector: Any
+    strength: float
+
+    def __post_init__(self):
+        super().__post_init__()
+        self._say(vector=vector_said(self.vector, self.what))
+        if not is_number(self.strength):
+            raise BadEdit(f"a strength is a finite number, got {self.strength!r}")
+        self._say(strength=number(self.strength))
+
+    @property
+    def width(self) -> int:
+        return len(self.vector)
+
+
 @dataclass(frozen=True, eq=False, repr=False)
-class Steer(PlacedEdit):
+class Steer(VectorEdit):
     """Add ``strength · vector`` to a named activation: ``Steer("text.14.resid_post", direction, 4.0)``.
 
     Acts at ``positions``, by default the newest one: the last prompt token, then each decoded token.
@@ -85,18 +103,7 @@ class Steer(PlacedEdit):
     when: Any = "both"
     norm_preserving: bool = field(default=False, kw_only=True)
 
-    def __post_init__(self):
-        super().__post_init__()
-        self._say(vector=vector_said(self.vector, "a steering vector"))
-        if not is_number(self.strength):
-            raise BadEdit(f"a strength is a finite number, got {self.strength!r}")
-        self._say(strength=number(self.strength))
-
     what = "the steering vector"
-
-    @property
-    def width(self) -> int:
-        return len(self.vector)
 
     def edited(self, value: Float[Tensor, "*batch d"]) -> Tensor:
         steered = value + self.strength * self.vector.to(value)
@@ -104,7 +111,7 @@ class Steer(PlacedEdit):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Rotate(PlacedEdit):
+class Rotate(VectorEdit):
     """Turn an activation towards ``vector`` and keep its length: VISTA's steering (arXiv 2502.03628).
 
     With n(·) the unit vector, x ← ‖x‖ · n(n(x) + λ·n(v)); λ = ``strength``, made larger where x points away
@@ -118,18 +125,12 @@ class Rotate(PlacedEdit):
     when: Any = "both"
     adaptive: bool = field(default=True, kw_only=True)
 
+    what = "the vector to turn to"
+
     def __post_init__(self):
         super().__post_init__()
-        self._say(vector=vector_said(self.vector, "the vector to turn to"))
-        if not is_number(self.strength):
-            raise BadEdit(f"a strength is a finite number, got {self.strength!r}")
-        self._say(strength=number(self.strength))
         if not self.vector.any():
             raise BadEdit("the vector to turn to is zero: it has no direction")
-
-    @property
-    def width(self) -> int:
-        return len(self.vector)
 
     def edited(self, value: Float[Tensor, "*batch d"]) -> Tensor:
         x, v = value.float(), torch.nn.functional.normalize(self.vector.to(value.device).float(), dim=-1)
