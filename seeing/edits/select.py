@@ -88,7 +88,7 @@ class Span(Selector):
     """Positions by name: a span of the prompt, or ``last``, ``all``, ``answer``, ``evidence``.
 
     ``last`` is the newest position: the prompt's last token, then each decoded one. ``answer`` are
-    the decoded tokens. ``evidence`` are the image tokens on the sample's boxes (rule "any").
+    the decoded tokens, and the answers of earlier turns. ``evidence`` are the image tokens on the sample's boxes (rule "any").
     """
 
     name: str
@@ -109,7 +109,9 @@ class Span(Selector):
         if self.name == "all":
             return torch.ones_like(place, dtype=torch.bool)
         if self.name == "answer":
-            return place >= at.n_prompt
+            said = place >= at.n_prompt
+            earlier = at.prompt is not None and "answer" in at.prompt.spans
+            return said | at.widened(at.prompt.spans.mask("answer")).to(said.device) if earlier else said
         prompt = at.need_prompt(f"the selector {self.name!r}")
         if self.name == "evidence":
             return at.widened(prompt.evidence())

@@ -87,6 +87,11 @@ def test_earlier_turns_and_a_system_message_are_in_the_tokens(case, picture):
     assert "be brief" in decode(ids)
     assert decode(ids[prompt.spans["question"][0]]) == "why ?"
     assert decode(ids[prompt.spans["answer"][0]]) == "it is 3yes"
+    layer = max(case.vlm.sites.kernels["text"])
+    if not case.vlm.sites.kernels["text"][layer].cross:
+        name = f"text.{layer}.attn.pattern"
+        cut = case.vlm.with_edits(E.Knockout(keys="answer", layers=layer)).cache(prompt, name)[name]
+        assert float(cut[0, :, 0, prompt.spans.mask("answer")[0]].max()) == 0
     covered = sum(prompt.spans.mask(name).int() for name in ("image", "question", "answer", "template"))
     assert (covered == prompt.inputs["attention_mask"]).all()
 
@@ -108,6 +113,7 @@ def test_a_pass_stops_at_a_layer(case, prompt):
 def test_a_family_that_says_a_wrong_thing_is_found_out(case, monkeypatch):
     """The wrong last projection: the heads no longer add up to what the attention adds."""
     import seeing
+from seeing import edits as E
     from seeing import sitemap
 
     honest = sitemap.build
