@@ -88,7 +88,8 @@ class Span(Selector):
     """Positions by name: a span of the prompt, or ``last``, ``all``, ``answer``, ``evidence``.
 
     ``last`` is the newest position: the prompt's last token, then each decoded one. ``answer`` are
-    the decoded tokens, and the answers of earlier turns. ``evidence`` are the image tokens on the sample's boxes (rule "any").
+    the decoded tokens, and the answers of earlier turns. ``evidence`` are the image tokens on the sample's
+    boxes (rule "any").
     """
 
     name: str

@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 import torch
 
+from seeing import edits as E
 from seeing.families import FamilyContractError
 from seeing.prompt import BadPrompt
 
@@ -113,7 +114,6 @@ def test_a_pass_stops_at_a_layer(case, prompt):
 def test_a_family_that_says_a_wrong_thing_is_found_out(case, monkeypatch):
     """The wrong last projection: the heads no longer add up to what the attention adds."""
     import seeing
-from seeing import edits as E
     from seeing import sitemap
 
     honest = sitemap.build
