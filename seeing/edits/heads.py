@@ -125,7 +125,7 @@ class SetHeads(HeadEdit):
 
     def z(self, z: Z, heads: tuple[int, ...], at: Moment) -> Tensor:
         try:
-            return torch.broadcast_to(self.value.to(z), z.shape)
+            return torch.broadcast_to(at.each(self.value.to(z)), z.shape)
         except RuntimeError as error:
             raise BadEdit(f"{self!r} does not fit z of these heads, {tuple(z.shape)}: {error}") from error
 

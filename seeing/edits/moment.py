@@ -120,6 +120,11 @@ class Moment:
         rows = [row for row in range(self.batch) for _ in range(copies)]
         return replace(self, prompt=self.prompt.take(rows), batch=batch, copies=copies, resolved={})
 
+    def each(self, value: Float[Tensor, "*axes"]) -> Float[Tensor, "*more"]:
+        """A value (batch, …) of the prompt's rows, for every time that they run; others as they are."""
+        by_row = value.ndim == 4 and 1 < len(value) == self.batch // self.copies
+        return value.repeat_interleave(self.copies, 0) if by_row and self.copies > 1 else value
+
     def on(self, device: torch.device) -> Moment:
         """The same moment for values on ``device``: the layers of a model may lie on several."""
         return self if device == self.device else replace(self, device=device, resolved={})

@@ -127,7 +127,7 @@ class _PatchPattern(PatternEdit):
     name: str
 
     def pattern(self, pattern: Float[Tensor, "batch head rows key"], at: Moment, seen: Tensor) -> Tensor:
-        value = self.source.value(self.name).to(pattern)
+        value = at.each(self.source.value(self.name).to(pattern))
         # Rows are those of the queries' prompt, also where the keys are the picture's alone.
         prompt = (at.asking or at).prompt
         fits = prompt is not None and self.source.fits(prompt)

@@ -112,7 +112,7 @@ class SetPattern(PatternEdit):
         value = at.pick_rows(value, repr(self))
         value = torch.nn.functional.pad(value, (at.shift, at.n_seen - at.n_prompt))[..., -pattern.shape[-1] :]
         try:
-            return torch.broadcast_to(value, pattern.shape)
+            return torch.broadcast_to(at.each(value), pattern.shape)
         except RuntimeError as error:
             raise BadEdit(
                 f"{self!r} does not fit rows of (batch, head, rows, key) {tuple(pattern.shape)}; when it is "

@@ -154,8 +154,9 @@ class Positions(Selector):
         object.__setattr__(self, "length", None if self.length is None else whole(self.length))
 
     def mask(self, at: Moment) -> Bool[Tensor, "batch pos"]:
-        if len(self.rows) not in (1, at.batch):
-            raise BadEdit(f"positions are given for {len(self.rows)} rows, the batch has {at.batch}")
+        prompts = at.batch // at.copies
+        if len(self.rows) not in (1, prompts):
+            raise BadEdit(f"positions are given for {len(self.rows)} rows, the batch has {prompts}")
         length = at.n_prompt - at.shift
         if self.length not in (None, length):
             raise BadEdit(
@@ -164,7 +165,7 @@ class Positions(Selector):
             )
         mask = torch.zeros(at.batch, at.n_seen, dtype=torch.bool)
         for row in range(at.batch):
-            for position in self.rows[row % len(self.rows)]:
+            for position in self.rows[row // at.copies % len(self.rows)]:
                 if not -length <= position < length:
                     raise BadEdit(f"position {position} is outside the prompt of {length} tokens")
                 mask[row, position % length + at.shift] = True

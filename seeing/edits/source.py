@@ -100,11 +100,12 @@ class Source:
             raise BadEdit(
                 "a source has the positions of its prompt, none of decoded tokens: say when='prompt'"
             )
-        if len(source) not in (1, at.batch):
+        prompts = at.batch // at.copies
+        if len(source) not in (1, prompts):
             raise BadEdit(
-                f"the source has {len(source)} rows, this batch {at.batch}: give one row, or as many"
+                f"the source has {len(source)} rows, this batch {prompts}: give one row, or as many"
             )
-        rows = [row if len(source) > 1 else 0 for row in range(at.batch)]
+        rows = [row // at.copies if len(source) > 1 else 0 for row in range(at.batch)]
         spans, labels = span_labels(at.need_prompt("a patch"))
         wanted = at.some(positions, "positions", decodes=False).cpu() & (labels != PADDING)
         # The logits of a generation's prompt pass are those of the last token alone.
@@ -125,7 +126,9 @@ class Source:
             return True
         spans, labels = span_labels(prompt)
         alike = spans == self.spans and labels.shape[1] == self.labels.shape[1]
-        return alike and bool((labels == self.labels).all())
+        # The prompt's rows may each run several times.
+        times, left = divmod(len(labels), len(self.labels))
+        return alike and not left and bool((labels == self.labels.repeat_interleave(times, 0)).all())
 
     def mean(self, name: str, like: Tensor) -> Float[Tensor, "1 1 *rest"]:
         """The mean over all rows and chosen positions."""

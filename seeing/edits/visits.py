@@ -232,31 +232,35 @@ class SiteVisit:
         value = self.site.read()
         at = at.on(value.device).at(Name.parse(self.site.name).layer)
         at = at if self._tower else at.spread(len(value))
-        here = at.across(at.layer) if self._cached and self.cross else at
         edits = [edit for edit in self.edits if edit.now(at.step)]
-        edited = value
-        for edit in edits:
-            edited = edit.value(edited, here)
-        if self._cached:
-            edited = self._with_past(edited, at, bool(edits))
+        edited = self._with_past(value, edits, at) if self._cached else _through(edits, value, at)
         if at.step < self.watched:
             at.readings[self.site.name] = edited
         if edited is not value:
             with self.site.shown(edited):
                 self.site.write(edited)
 
-    def _with_past(self, value: Tensor, at: Moment, acts: bool) -> Tensor:
+    def _with_past(self, value: Tensor, edits: Sequence[SiteEdit], at: Moment) -> Tensor:
         """Keys or values (batch, key, …), those of earlier tokens as they were edited when they were new."""
         name = ("past", self.site.name)
         past = at.readings.get(name)
-        if past is not None:
-            if at.copies > 1:
-                raise BadEdit(
-                    f"{self.site.name} was edited for beams or several sequences, which change places: edit "
-                    f"it in runs of one sequence a prompt"
-                )
-            known = value.shape[1] - (0 if self.cross else 1)
-            value = torch.cat([past[:, -known:], value[:, known:]], 1)
-        if acts or past is not None:
-            at.readings[name] = value
-        return value
+        if not edits and past is None:
+            return value
+        if past is not None and at.copies > 1:
+            raise BadEdit(
+                f"{self.site.name} was edited for beams or several sequences, which change places: edit "
+                f"it in runs of one sequence a prompt"
+            )
+        # The picture's keys are all there from the start; of others a later step adds one.
+        known = 0 if at.step == 0 else value.shape[1] - (0 if self.cross else 1)
+        old = value[:, :known] if past is None else past[:, past.shape[1] - known :]
+        new = _through(edits, value[:, known:], at.across(at.layer) if self.cross else at)
+        at.readings[name] = torch.cat([old, new], 1)
+        return at.readings[name]
+
+
+def _through(edits: Sequence[SiteEdit], value: Tensor, at: Moment) -> Tensor:
+    """``value`` as the edits leave it, one behind the other."""
+    for edit in edits:
+        value = edit.value(value, at)
+    return value

@@ -186,3 +186,63 @@ def test_a_pattern_set_by_a_tensor_keeps_its_places_beside_a_longer_run(random, 
     longer = E.Contrast(E.Crop((0, 0, 60, 60), append=True), 0.0)
     found = value(random.with_edits(edit + longer), prompt, PATTERN)
     torch.testing.assert_close(found[0, 0, 0, -prompt.length :], weights)
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        E.Steer("text.1.attn.v", torch.full((32,), 9.0), positions="all", when="decode"),
+        E.Steer("text.1.attn.v", torch.full((32,), 9.0), positions="last", when=range(2, 4)),
+    ],
+)
+def test_values_of_tokens_that_are_not_new_are_not_edited(random, crowded, edit):
+    """In a step the edit adds one token's value, whenever it begins."""
+    prompt = random.prompt(crowded[0])
+    touched = []
+    ids = random.answer(prompt, 5, min_new_tokens=5).ids
+    forced = lambda seen, scores: torch.full_like(scores, -1e9).index_fill(  # noqa: E731
+        1, ids[seen.shape[1] - prompt.length], 0.0
+    )
+    settings = dict(max_new_tokens=5, min_new_tokens=5, do_sample=False, logits_processor=[forced])
+    runs = []
+    for vlm in (random, random.with_edits(edit)):
+        steps = []
+        with vlm.generate(prompt, **settings) as tracer:
+            for _ in tracer.iter[:5]:
+                steps.append(vlm.text[1].attn.v.clone())
+        runs.append(steps)
+    # The first layer is not edited, so what enters layer 1 differs by no token's value there.
+    for plain, edited in zip(*runs):
+        moved = (edited - plain - 9.0).abs().amax((0, 2, 3)) < 1e-3
+        touched.append(moved.nonzero()[:, 0].tolist())
+    n = prompt.length
+    expected = [[], [n], [n, n + 1], [n, n + 1, n + 2], [n, n + 1, n + 2, n + 3]]
+    if edit.when != "decode":
+        expected = [[], [], [n + 1], [n + 1, n + 2], [n + 1, n + 2]]
+    assert touched == expected
+
+
+def test_keys_of_the_picture_edited_while_decoding_alone_are_no_silent_nothing(random, crowded):
+    edit = E.Steer("text.1.attn.v", torch.ones(32), positions="image", when="decode")
+    with pytest.raises(E.EmptySelection, match="no token that is decoded"):
+        random.with_edits(edit).answer(random.prompt(crowded[0]), 3, min_new_tokens=3)
+
+
+def test_what_is_given_row_by_row_goes_to_every_sequence_of_its_row(random, crowded):
+    prompt, other = random.prompts(crowded[:2]), random.prompts(crowded[2:4])
+    cache = random.cache(other, ["text.1.resid_post", "text.*.attn.z", "text.2.attn.pattern"])
+    mask = prompt.spans.mask("image").clone()
+    mask[0, 20:] = False
+    several = [
+        E.Patch("text.1.resid_post", cache, "image"),
+        E.Patch("text.2.attn.pattern", cache),
+        E.AblateHeads({1: [0]}, "resample", cache),
+        E.Knockout(keys=mask),
+        E.SetHeads({1: [0]}, torch.tensor([0.5, -0.5])[:, None, None, None]),
+    ]
+    for edit in several:
+        edited = random.with_edits(edit)
+        with edited.generate(prompt, max_new_tokens=1, do_sample=True, num_return_sequences=2):
+            logits = edited.logits[:, -1].save()
+        expected = value(edited, prompt, "logits")[:, -1].repeat_interleave(2, 0)
+        torch.testing.assert_close(logits, expected, rtol=0, atol=1e-4)
