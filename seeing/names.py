@@ -119,6 +119,11 @@ class Name:
         """Whether the name has a query axis, which ``queries=`` cuts."""
         return self.site in ROW_SITES
 
+    @property
+    def in_tower(self) -> bool:
+        """Whether the name holds pictures, in the tower or the projector: no positions of the sequence."""
+        return self.stack == "vision" or self.site.startswith(("vision.", "projector."))
+
     def __lt__(self, other: Name) -> bool:
         return self.order < other.order
 

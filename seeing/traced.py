@@ -174,8 +174,12 @@ class TracedModel(TransformersModel):
         self.interleaver.handed_out = handed_out = HandedOut()
         if len(self._mediators) > 1:
             args, kwargs, batcher = (), {}, self._beside(batcher, args, kwargs)
+            settings = {key: value for _, more in batcher.invokes for key, value in more.items()}
+            settings |= batcher.extra_kwargs
+            if settings.get("past_key_values") is not None:
+                raise ValueError("a contrast starts its prompt anew, twice: it goes on from no KV cache")
             if getattr(fn, "__name__", "") in ("generate", "_decode"):
-                self._check_greedy({key: value for _, more in batcher.invokes for key, value in more.items()})
+                self._check_greedy(settings)
         fn = self._ending_edits(fn) if self._mediators else fn
         result = TransformersModel.interleave(self, fn, *args, batcher=batcher, **kwargs)
         handed_out.check()
@@ -186,8 +190,6 @@ class TracedModel(TransformersModel):
 
         nnsight cuts a batch for its invokes; the second run is one more of them, which no block belongs to.
         """
-        if kwargs.get("past_key_values") is not None:
-            raise ValueError("a contrast runs its prompt twice from the start: it goes on from no KV cache")
         batcher = self._batcher_class(self, kwargs) if batcher is None else batcher
         batcher.add(*args, **kwargs)
         rows = batcher.total

@@ -315,6 +315,11 @@ class VLM(TracedModel):
         edited._prepares = bool(program.images) or mixing is not None
         return edited
 
+    def clear_edits(self) -> None:
+        """Drop all edits, `with_edits`' and nnsight's own: from here on this is the model as it is."""
+        super().clear_edits()
+        self.edits, self._program, self._mediators, self._prepares = None, None, (), False
+
     # -- what the processor and the family know ---------------------------------------------------
 
     def shown(self, prompt: Prompt) -> Prompt:

@@ -80,7 +80,7 @@ class Contrast(Edit):
         for edit in self.others:
             for part in edit.fit(vlm):
                 name = Name.parse(part.site) if isinstance(part, SiteEdit) else None
-                if name and (name.stack == "vision" or name.site.startswith(("vision", "projector"))):
+                if name and name.in_tower:
                     raise BadEdit(
                         f"{name} holds the pictures of both runs of a contrast and can't be edited in one; "
                         f"edit the picture, or sites of the text"

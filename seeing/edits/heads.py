@@ -20,7 +20,7 @@ from seeing.edits.edit import Edit, SiteEdit
 from seeing.edits.layers import check_heads, head_table, number, own, when_said
 from seeing.edits.moment import BadEdit, Moment
 from seeing.edits.residual import width_of
-from seeing.edits.select import selector
+from seeing.edits.select import ALL, selector
 from seeing.edits.source import Source
 from seeing.names import Name
 from seeing.vlm import VLM
@@ -66,7 +66,7 @@ class OnHeads(SiteEdit):
         index = torch.tensor(self.heads, device=value.device)
         given = value.index_select(2, index)
         edited = self.edit.z(given, self.heads, at).to(value.dtype)
-        if repr(self.positions) != "'all'":
+        if self.positions != ALL:
             mask = at.acting(self.positions, "positions", self, value.shape[1])
             edited = torch.where(mask[:, :, None, None], edited, given)
         return value.index_copy(2, index, edited)

@@ -18,7 +18,7 @@ from seeing.edits.edit import Edit, PatternEdit, SiteEdit
 from seeing.edits.layers import check_head, heads_said, is_table, own, when_said
 from seeing.edits.moment import BadEdit, Moment
 from seeing.edits.residual import sites_of
-from seeing.edits.select import selector
+from seeing.edits.select import ALL, Span, selector
 from seeing.edits.source import Source
 from seeing.names import Name, expand
 from seeing.vlm import VLM
@@ -68,8 +68,7 @@ class Patch(Edit):
                 raise BadEdit(f"{site} can't be patched, {site.replace('scores', 'pattern')} can")
             if self.heads is not None and not name.site.startswith("attn."):
                 raise BadEdit(f"{site} has no heads; leave heads= out")
-            in_sequence = name.stack == "text" or str(name).startswith(("text.", "logits"))
-            if not in_sequence and repr(self.positions) != "'all'":
+            if name.in_tower and self.positions != ALL:
                 raise BadEdit(f"{site} has no positions of the sequence; patch it with positions='all'")
             if name.has_rows:
                 parts.append(self._rows(name, vlm))
@@ -82,7 +81,7 @@ class Patch(Edit):
             raise BadEdit(f"{name} can't be patched: rows are edited in the text stack")
         queries = self.positions
         if self.source.value(str(name)).shape[2] == 1:
-            if repr(queries) not in ("'all'", "'last'"):
+            if queries not in (ALL, Span("last")):
                 raise BadEdit(
                     f"the source has one row of {name}, the last; to patch those of {queries!r} read them "
                     f"with queries='all'"
@@ -109,7 +108,7 @@ class _PatchSite(SiteEdit):
     when: Any
 
     def value(self, value: Float[Tensor, "..."], at: Moment) -> Tensor:
-        if not self.site.startswith("text.") and self.site != "logits":
+        if Name.parse(self.site).in_tower:
             given = self.source.value(self.site)
             if given.shape != value.shape:
                 raise BadEdit(f"{self.site} is {tuple(value.shape)} here, {tuple(given.shape)} in the source")

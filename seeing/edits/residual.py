@@ -18,7 +18,7 @@ from seeing.edits.edit import Edit, SiteEdit
 from seeing.edits.layers import number, own, when_said
 from seeing.edits.moment import BadEdit, Moment
 from seeing.edits.scores import is_number
-from seeing.edits.select import selector
+from seeing.edits.select import ALL, selector
 from seeing.names import ROW_SITES, Name, UnknownName, expand
 from seeing.vlm import VLM
 
@@ -39,8 +39,7 @@ class PlacedEdit(SiteEdit):
     def _at(self, name: Name, vlm: VLM) -> Edit:
         if name.site in ROW_SITES:
             raise BadEdit(f"{name} holds rows of attention; the edits of scores and patterns change those")
-        in_text = name.stack == "text" or str(name).startswith(("text.", "logits"))
-        if not in_text and repr(self.positions) != "'all'":
+        if name.in_tower and self.positions != ALL:
             raise BadEdit(f"{str(name)!r} has no positions of the sequence; edit it with positions='all'")
         width = width_of(name, vlm)
         if width is not None and self.width not in (None, width):
@@ -59,7 +58,7 @@ class PlacedEdit(SiteEdit):
         if self.width not in (None, value.shape[-1]):
             raise BadEdit(f"{self.site!r} is {value.shape[-1]} wide, {self.what} has {self.width} numbers")
         edited = self.edited(value)
-        if repr(self.positions) == "'all'":
+        if self.positions == ALL:
             return edited
         mask = at.acting(self.positions, "positions", self, value.shape[1])
         return torch.where(mask.reshape(*mask.shape, *(1,) * (value.ndim - 2)), edited, value)

@@ -128,6 +128,10 @@ class Span(Selector):
         return repr(self.name)
 
 
+#: Every position.
+ALL = Span("all")
+
+
 @dataclass(frozen=True)
 class Positions(Selector):
     """Positions by number, the same for every row or one tuple a row.
@@ -256,9 +260,7 @@ class Either(_Pair):
 
 
 @dataclass(frozen=True)
-class Not(Selector):
-    """All positions but those of a selector, padding among them."""
-
+class _Single(Selector):
     inner: Selector
 
     def __post_init__(self):
@@ -267,6 +269,10 @@ class Not(Selector):
     @property
     def parts(self) -> tuple[Selector, ...]:
         return (self.inner,)
+
+
+class Not(_Single):
+    """All positions but those of a selector, padding among them."""
 
     def mask(self, at: Moment) -> Bool[Tensor, "batch pos"]:
         return ~at.mask(self.inner)
@@ -275,19 +281,10 @@ class Not(Selector):
         return f"~{self.inner.spelled()}"
 
 
-@dataclass(frozen=True)
-class Maybe(Selector):
+class Maybe(_Single):
     """The positions of a selector, of which a prompt may have none: there the edit does nothing."""
 
-    inner: Selector
     may_be_empty = True
-
-    def __post_init__(self):
-        _check_parts(self)
-
-    @property
-    def parts(self) -> tuple[Selector, ...]:
-        return (self.inner,)
 
     def mask(self, at: Moment) -> Bool[Tensor, "batch pos"]:
         return at.mask(self.inner)

@@ -19,7 +19,7 @@ from torch import Tensor
 from seeing.edits.edit import comparable, shown
 from seeing.edits.layers import own
 from seeing.edits.moment import BadEdit, Moment
-from seeing.edits.select import Selector, selector
+from seeing.edits.select import ALL, Selector, selector
 from seeing.names import Name, from_transformer_lens
 from seeing.prompt import Prompt
 
@@ -89,7 +89,7 @@ class Source:
         source = self.value(name).to(value)
         source = source if heads is None else source[:, :, list(heads)]
         if self.labels is None:
-            if source.shape != value.shape or repr(positions) != "'all'":
+            if source.shape != value.shape or positions != ALL:
                 raise BadEdit(
                     f"the source of {name!r} does not know its prompt, so it goes in whole, with "
                     f"positions='all': it is {tuple(source.shape)}, the value here {tuple(value.shape)}; "

@@ -150,7 +150,8 @@ class _Rows:
 
     def pattern(self, scores: Tensor, rows: Tensor) -> Tensor:
         """What the rows end as: (batch, head, rows, key)."""
-        pattern, seen, at = softmax(scores), scores > HIDDEN, replace(self.keys, rows=rows)
+        # What the mask hides and what was cut is −∞ by now; a score that is very low is seen.
+        pattern, seen, at = softmax(scores), scores > float("-inf"), replace(self.keys, rows=rows)
         for edit, mask in self.edits:
             if isinstance(edit, PatternEdit):
                 chosen = self.chosen(edit, mask, rows, scores)
@@ -225,8 +226,7 @@ class SiteVisit:
 
     @property
     def _tower(self) -> bool:
-        name = Name.parse(self.site.name)
-        return name.stack == "vision" or name.site.startswith(("vision", "projector"))
+        return Name.parse(self.site.name).in_tower
 
     def run(self, at: Moment) -> None:
         value = self.site.read()

@@ -21,24 +21,14 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from seeing.families.family import Family, Stack
 from seeing.families.internvl import nearest_canvas
-from seeing.families.stacks import decoder_stack, raster_tower
+from seeing.families.stacks import DecoderAndTower
 from seeing.families.tiles import Tile, n_tiles, side_of, tiled_grid
 from seeing.grid import VisualGrid
 
 
-class _Cohere(Family):
+class _Cohere(DecoderAndTower):
     """What the two share."""
-
-    def text(self, model: nn.Module) -> Stack:
-        return decoder_stack(model.get_decoder())
-
-    def vision(self, model: nn.Module) -> Stack:
-        return raster_tower(model.get_encoder(modality="image"))
-
-    def projector(self, model: nn.Module) -> nn.Module:
-        return model.model.multi_modal_projector
 
     def n_tokens(self, model: nn.Module, processor: Any, image_size: tuple[int, int]) -> int:
         return n_tiles(self._canvas(processor, image_size)) * self._tile(model, processor).tokens

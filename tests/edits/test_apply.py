@@ -120,3 +120,20 @@ def test_a_run_that_ends_between_two_visits_of_a_step_is_no_silent_loss(random, 
     run(Visit(True), Visit(False))  # the run made no such step: that is how it ends
     with pytest.raises(E.BadEdit, match=r"ended in step 1 before it reached text\.3\.attn\.pattern"):
         run(Visit(False), Visit(True))
+
+
+@pytest.mark.parametrize(
+    "edits",
+    [E.ScaleAttention(keys="image", gain=4.0), E.Noise(0.4), E.Contrast(E.Noise(0.4), 0.5)],
+    ids=["rows", "picture", "contrast"],
+)
+def test_a_copy_whose_edits_were_cleared_is_the_model_as_it_is(random, crowded, edits):
+    prompt = random.prompts(crowded[:2])
+    edited = random.with_edits(edits)
+    logits = edited.cache(prompt, "logits")["logits"]
+    bare = random.cache(prompt, "logits")["logits"]
+    assert not torch.equal(logits, bare)
+    edited.clear_edits()
+    assert edited.edits is None
+    assert torch.equal(edited.cache(prompt, "logits")["logits"], bare)
+    assert edited.answer(prompt, 3) == random.answer(prompt, 3)

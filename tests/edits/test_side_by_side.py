@@ -117,6 +117,22 @@ def test_a_contrast_decodes_one_greedy_sequence(random, crowded, settings):
             pass
 
 
+def test_what_a_trace_of_invokes_is_told_counts_too(random, crowded):
+    edited = random.with_edits(E.Contrast(CUT, 0.5))
+    with pytest.raises(ValueError, match="do_sample"):  # noqa: PT012, SIM117
+        with edited.generate(max_new_tokens=2, do_sample=True) as tracer:
+            with tracer.invoke(random.prompt(crowded[0])):
+                pass
+
+
+def test_a_key_that_a_bias_made_faint_is_no_key_that_is_hidden(random, crowded):
+    prompt = random.prompt(crowded[0])
+    faint = E.Bias(keys="image", value=-1e9) + E.Temperature(value=0.01) + E.SetPattern(0.01, keys="image")
+    pattern = value(random.with_edits(faint), prompt, PATTERN)
+    image = pattern[0, :, 0, prompt.spans.mask("image")[0]]
+    torch.testing.assert_close(image, torch.full_like(image, 0.01))
+
+
 # -- behind the KV cache -------------------------------------------------------------------------------
 
 

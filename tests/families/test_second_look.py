@@ -10,6 +10,7 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 import torch
+from tiny.denoised import denoised
 
 import seeing
 from seeing import edits as E
@@ -112,16 +113,6 @@ def same(found, expected):
 def close(found, expected, tolerance=1e-5):
     size = max(1.0, float(expected.abs().max()))
     torch.testing.assert_close(found, expected, rtol=0, atol=tolerance * size)
-
-
-def denoised(grid):
-    """A score above 10 × the largest of its 8 neighbours becomes their mean; edges are repeated."""
-    padded, clean = np.pad(grid, 1, mode="edge"), grid.copy()
-    for r, c in np.ndindex(*grid.shape):
-        around = np.delete(padded[r : r + 3, c : c + 3].ravel(), 4)
-        if grid[r, c] > 10 * around.max():
-            clean[r, c] = around.mean()
-    return clean
 
 
 def region_by_hand(case, prompt, heads):

@@ -5,20 +5,13 @@ import pytest
 import torch
 from PIL import Image
 from scipy.ndimage import gaussian_filter
+from tiny.denoised import denoised
 
 
 class ByHand:
     """The steps of the paper on a grid of 8 × 8 tokens of 14 pixels, and the window of tokens."""
 
-    @staticmethod
-    def denoise(grid: np.ndarray) -> np.ndarray:
-        """A score above 10 × the largest of its 8 neighbours becomes their mean; edges are repeated."""
-        padded, clean = np.pad(grid, 1, mode="edge"), grid.copy()
-        for r, c in np.ndindex(*grid.shape):
-            around = np.delete(padded[r : r + 3, c : c + 3].ravel(), 4)
-            if grid[r, c] > 10 * around.max():
-                clean[r, c] = around.mean()
-        return clean
+    denoise = staticmethod(denoised)
 
     @staticmethod
     def smooth_map(grid: np.ndarray, mode: str, sigma: float = 56) -> np.ndarray:
