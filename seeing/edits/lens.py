@@ -13,6 +13,7 @@ from seeing.edits.edit import Edit, SiteEdit
 from seeing.edits.layers import layers_of, layers_said, number, when_said
 from seeing.edits.moment import BadEdit, Moment
 from seeing.edits.scores import is_number
+from seeing.unembedding import plain
 from seeing.vlm import VLM
 
 
@@ -55,15 +56,10 @@ class _MixNames(SiteEdit):
 
     def value(self, value: Float[Tensor, "batch pos d_vocab"], at: Moment) -> Tensor:
         early = [
-            _plain(self.head, self._normed(at.readings[name][:, -value.shape[1] :])) for name in self.names
+            plain(self.head, self._normed(at.readings[name][:, -value.shape[1] :])) for name in self.names
         ]
         mean = torch.stack(early).mean(0).to(value.device)
         return ((1 - self.weight) * value + self.weight * mean).to(value.dtype)
 
     def _normed(self, hidden: Tensor) -> Tensor:
-        return hidden if self.norm is None else _plain(self.norm, hidden)
-
-
-def _plain(module: nn.Module, value: Tensor) -> Tensor:
-    """A module's own forward, beside the run: called through it, nnsight would count a visit."""
-    return type(module).forward(module, value.to(next(module.parameters()).device))
+        return hidden if self.norm is None else plain(self.norm, hidden)
