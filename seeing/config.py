@@ -22,9 +22,11 @@ class StackConfig:
 
 @dataclass(frozen=True)
 class Config(StackConfig):
-    """The sizes of a model: the text stack's own, ``d_vocab``, and ``vision``."""
+    """The sizes of a model: the text stack's own, ``d_vocab``, ``vision``, and the tokens of its context,
+    ``n_ctx`` (None where its config names none)."""
 
     d_vocab: int
+    n_ctx: int | None
     vision: StackConfig
     family: str
 
@@ -44,6 +46,7 @@ def config_of(family: Family, model: nn.Module) -> Config:
     return Config(
         **sizes(family.text(model)),
         d_vocab=family.head(model).weight.shape[0],
+        n_ctx=getattr(model.config.get_text_config(), "max_position_embeddings", None),
         vision=StackConfig(**sizes(family.vision(model))),
         family=family.name,
     )
