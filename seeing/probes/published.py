@@ -69,8 +69,8 @@ def published(model: str | VLM) -> Published:
     found = known.get(name.strip("/").lower())
     if found is None:
         raise ValueError(
-            f"no published profile of {name!r}; there are profiles of {', '.join(PROFILES)}. Name one of these "
-            f"where the model is a copy of it, or profile your own: probes.profile(vlm, samples)"
+            f"no published profile of {name!r}; there are profiles of {', '.join(PROFILES)}. Name one of "
+            f"these where the model is a copy of it, or profile your own: probes.profile(vlm, samples)"
         )
     if not isinstance(model, str):
         found.check(model)
