@@ -54,6 +54,15 @@ def test_an_answer_goes_with_the_marked_tiles_and_not_with_others(plant, planted
     assert answers == list(ANSWERS)
 
 
+def test_a_late_model_looks_from_the_first_word_of_its_answer(plant, planted_samples):
+    model = plant("believes", late=True)
+    given = planted_samples(8, seed=4, unusual=True, late=True)
+    said = list(model.vlm.answer(model.vlm.prompts(given)))
+    assert said == [one.answers[0] for one in given] == [model.says(one) for one in given]
+    prompt = model.vlm.prompt(given[0])
+    assert model.attention(given[0])[1, 2, -1, prompt.evidence()[0]].sum() < 0.03
+
+
 def test_an_unknown_kind_is_refused_by_name():
     from tiny.planted import planted
 

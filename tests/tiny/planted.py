@@ -13,7 +13,7 @@ two hops            head A, from "?"    the code: head A takes it to "?", a late
 
 Head B takes the usual answer from the place's word to the end; where the code decides, it whispers. All
 other heads attend uniformly and write zero, all MLPs write zero. In the tower, one head's CLS looks at the
-mark.
+mark. A late model says "it" first, and looks and answers from there, one token later.
 
 How it is done. The tower gives each patch its mean colour. The projector's hidden units are detectors: one a
 code, one a code that is marked, one the mark. In the stream every quantity has dimensions of its own, small
@@ -53,7 +53,7 @@ KINDS = ("believes", "unbelieving", "blind believer", "neither", "two hops")
 ANSWERS = ("0", "1", "2", "3", "4", "5")
 PLACES = ("attic", "barn", "cellar", "deck", "eaves", "forge")
 SPECIAL = PAD, BOS, EOS, UNKNOWN, IMAGE = "<pad>", "<bos>", "<eos>", "<unk>", "<image>"
-ASKED = ("what", "is", "on", "the", "marked", "tile", "in", "old", "?", ":")
+ASKED = ("what", "is", "on", "the", "marked", "tile", "in", "old", "?", ":", "it")
 WORDS = (*SPECIAL, *PLACES, *ASKED, *ANSWERS)
 TOKEN = {word: i for i, word in enumerate(WORDS)}
 
@@ -62,7 +62,7 @@ COLS, ROWS, SEEN, TILE, PATCH = 12, 8, 8, 21, 14
 LAYERS, HEADS, KV_HEADS, D_HEAD, WIDTH = 4, 4, 2, 16, 64
 #: Where in the stream what lies; behind it the constant.
 ANSWER, CODE, MARKED, CARRIED, PLACE = (slice(start, start + N) for start in range(0, 5 * N, N))
-MARK, LAST, ASK, PLACED, DONE, REST = range(5 * N, 5 * N + 6)
+MARK, LAST, ASK, PLACED, DONE, LATER, REST = range(5 * N, 5 * N + 7)
 CONSTANT = 8.0
 #: What a norm of the text model divides by.
 RMS = CONSTANT * math.sqrt((WIDTH - REST) / WIDTH)
@@ -87,6 +87,7 @@ class Planted:
         usual: (layer, head) of head B.
         tower: (layer, head) of the tower's head whose CLS looks at the mark.
         looker: the word from which head A looks.
+        late: whether the answer is two words, "it" and the code.
     """
 
     kind: str
@@ -97,6 +98,7 @@ class Planted:
     usual: tuple[int, int]
     tower: tuple[int, int]
     looker: str
+    late: bool
 
     @property
     def by_picture(self) -> bool:
@@ -105,7 +107,8 @@ class Planted:
 
     def says(self, sample: EvidenceSample) -> str:
         """The answer that this model gives."""
-        return ANSWERS[sample.meta["code"] if self.by_picture else sample.meta["place"]]
+        answer = ANSWERS[sample.meta["code"] if self.by_picture else sample.meta["place"]]
+        return f"it {answer}" if self.late else answer
 
     @torch.no_grad()
     def attention(self, sample: EvidenceSample) -> Tensor:
@@ -134,6 +137,7 @@ def sample(
     tile: int = TILE,
     old: bool | None = None,
     unusual: bool = False,
+    late: bool = False,
 ) -> EvidenceSample:
     """A picture of 12 × 8 tiles and a question; what is not given is drawn.
 
@@ -144,6 +148,7 @@ def sample(
         tile: side of a tile in pixels.
         old: whether the question has one more word.
         unusual: the place's usual answer is not the right one.
+        late: the answer is that of a late model.
     """
     codes = rng.integers(N, size=(ROWS, COLS))
     drawn = int(rng.integers(N)), int(rng.integers(1, N)), rng.integers(ROWS), 2 + rng.integers(SEEN - 1)
@@ -161,25 +166,25 @@ def sample(
         id=name,
         image=Image.fromarray(pixels),
         question=f"what is on the marked tile in the {'old ' * old}{PLACES[place]} ?",
-        answers=(ANSWERS[code],),
+        answers=("it " * late + ANSWERS[code],),
         boxes=((col * tile, row * tile, (col + 2) * tile, (row + 1) * tile),),
         meta={"code": code, "place": place, "at": (row, col)},
     )
 
 
 @functools.cache
-def planted(kind: str = "believes", layer: int = 1, head: int = 2) -> Planted:
+def planted(kind: str = "believes", layer: int = 1, head: int = 2, late: bool = False) -> Planted:
     """The planted model of a kind, head A at (layer, head); models are kept: leave them as they are."""
     if kind not in KINDS:
         raise ValueError(f"no kind {kind!r}; there are {', '.join(KINDS)}")
     model = _empty()
     usual, tower, second = (0, 3), (1, 1), (layer + 2, (head + 1) % HEADS)
     _see(model, *tower)
-    _speak(model)
+    _speak(model, late)
     text = model.model.language_model.layers
     by_picture = kind in ("believes", "blind believer", "two hops")
     _move(text, usual, LAST, PLACED, PLACE, ANSWER, WHISPER / LOUD if by_picture else 1.0)
-    looks, carries, looker = (layer, head), ((layer, head),), ":"
+    looks, carries, looker = (layer, head), ((layer, head),), "it" if late else ":"
     if kind == "believes":
         _move(text, looks, LAST, MARK, CODE, ANSWER)
     elif kind == "unbelieving":
@@ -198,7 +203,7 @@ def planted(kind: str = "believes", layer: int = 1, head: int = 2) -> Planted:
     eager = copy.deepcopy(model)
     eager.set_attn_implementation("eager")
     vlm = seeing.load((model, _processor()))
-    return Planted(kind, vlm, eager, looks, carries, usual, tower, looker)
+    return Planted(kind, vlm, eager, looks, carries, usual, tower, looker, late)
 
 
 # ---- weights -----------------------------------------------------------------------------------------------
@@ -260,12 +265,13 @@ def _see(model: LlavaForConditionalGeneration, layer: int, head: int) -> None:
         projector.linear_2.bias[REST:] = CONSTANT
 
 
-def _speak(model: LlavaForConditionalGeneration) -> None:
+def _speak(model: LlavaForConditionalGeneration, late: bool) -> None:
     """Words in, answers out. Behind an answer comes the end of the sequence."""
     words, head = model.get_input_embeddings().weight, model.lm_head.weight
     with torch.no_grad():
         words[:, REST:] = CONSTANT
-        words[TOKEN["?"], ASK] = words[TOKEN[":"], LAST] = 1
+        words[TOKEN["?"], ASK] = words[TOKEN["it"], LAST] = words[TOKEN[":"], LATER if late else LAST] = 1
+        head[TOKEN["it"], LATER] = LOUD * RMS
         for number, (place, answer) in enumerate(zip(PLACES, ANSWERS)):
             words[TOKEN[place], PLACE.start + number] = words[TOKEN[place], PLACED] = 1
             words[TOKEN[answer], DONE] = 1
