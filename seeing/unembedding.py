@@ -1,10 +1,10 @@
 """From the residual stream to the logits, as a model itself goes: final norm, unembedding, what follows it.
 
 Between a stream and its logits families differ: a norm of their own, a bias, a scale, a soft cap (Gemma).
-None of it is listed here. The norm and the unembedding are modules that the family names; what the forward of the
-whole model does with the unembedding's output is taken from its source, statement by statement, and run on
-other values: each line that the logits depend on, nothing else. So what early layers would answer is told by
-the model's own last step.
+None of it is listed here. The norm and the unembedding are modules that the family names; what the forward of
+the whole model does with the unembedding's output is taken from its source, statement by statement, and run
+on other values: each line that the logits depend on, nothing else. So what early layers would answer is told
+by the model's own last step.
 """
 
 from __future__ import annotations
@@ -92,8 +92,8 @@ def _source_of(model: nn.Module, forward: Callable) -> str:
         return inspect.getsource(forward)
     except OSError as error:
         raise FamilyContractError(
-            f"the source of {type(model).__name__}.forward is not there to read ({error}); what stands between "
-            f"its unembedding and its logits can't be told"
+            f"the source of {type(model).__name__}.forward is not there to read ({error}); what stands "
+            f"between its unembedding and its logits can't be told"
         ) from error
 
 

@@ -1,0 +1,221 @@
+"""What stands in a stream, said in tokens: streams at some places, decoded by the model's own last step.
+
+Both lenses, over words and over image tokens, read here. The streams of the chosen places are kept, and
+nothing of the size of the vocabulary: places go through the unembedding a few at a time, and of each the top
+tokens and some numbers stay. In the same pass the last step is held against what the model did, always.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from seeing.edits import BadEdit
+from seeing.edits.layers import Around, Slice, layers_of, layers_said
+from seeing.edits.moment import Moment
+from seeing.edits.select import Positions, selector
+from seeing.families import FamilyContractError
+from seeing.names import UnknownName, expand
+from seeing.prompt import Prompt
+from seeing.proof import TOLERANCE
+from seeing.unembedding import Unembedding, plain
+from seeing.vlm import VLM
+
+#: Numbers over the vocabulary that are held at a time: 32 MB of each kind.
+_HELD = 2**23
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """Places, decoded in some layers.
+
+    Attributes:
+        top: (place, layer, k) token ids, the likeliest first.
+        probs: (place, layer, k) their probabilities.
+        targets: (place, target) the tokens asked about.
+        ranks: (place, layer, target) how many tokens are likelier: 0 is the top.
+        logprobs: (place, layer, target).
+        entropy: (place, layer), nats.
+        kl: (place, layer) KL(final ‖ layer), nats: how far a layer is from what the model says in the end.
+    """
+
+    top: Int[Tensor, "place layer k"]
+    probs: Float[Tensor, "place layer k"]
+    targets: Int[Tensor, "place target"]
+    ranks: Int[Tensor, "place layer target"]
+    logprobs: Float[Tensor, "place layer target"]
+    entropy: Float[Tensor, "place layer"]
+    kl: Float[Tensor, "place layer"]
+
+    @classmethod
+    def joined(cls, parts: Sequence[Decoded]) -> Decoded:
+        """The places of all parts, in order."""
+        return cls(*(torch.cat([getattr(part, one.name) for part in parts]) for one in fields(cls)))
+
+
+def places_of(
+    vlm: VLM, prompt: Prompt, positions: Any, *, unpadded: bool = False
+) -> Bool[Tensor, "batch pos"]:
+    """The positions that ``positions`` means, as a mask; every row of the prompt has some.
+
+    "last" is the prompt's own last token, also where an answer is put behind it. ``unpadded``: positions by
+    number count from a row's first token, not from the padding before it. Raises `BadEdit`, `EmptySelection`.
+    """
+    real = prompt.inputs["attention_mask"].bool().cpu()
+    if isinstance(positions, str) and positions == "last":
+        last = torch.full((len(prompt),), prompt.length - 1)
+        if "predicts" in prompt.spans:
+            last = prompt.spans["predicts"][:, 0]
+        return torch.zeros_like(real).scatter(1, last[:, None], True)
+    chosen = selector(positions)
+    if chosen.reads or chosen.watches(None):
+        raise BadEdit(
+            f"{positions!r} is known while the model runs; a lens is laid over positions that the prompt "
+            f"knows: a span, positions, boxes"
+        )
+    if isinstance(chosen, Positions) and unpadded:
+        padding = (~real).sum(1).tolist()
+        rows = chosen.rows * len(prompt) if len(chosen.rows) == 1 else chosen.rows
+        shifted = tuple(
+            tuple(one + shift if one >= 0 else one for one in row) for row, shift in zip(rows, padding)
+        )
+        chosen = Positions(shifted)
+    at = Moment.before(prompt)
+    return at.some(chosen, "positions", decodes=False) & real
+
+
+def lens_layers(vlm: VLM, layers: Any, site: str) -> tuple[int, ...]:
+    """The layers to decode ``site`` of. "all", "deep" and slices pass over layers that lack the site.
+
+    Raises `BadEdit` for a layer that the model lacks, `UnknownName` for a site that it lacks there, and for
+    one that is no part of the stream.
+    """
+    names = {layer: f"text.{layer}.{site}" for layer in layers_of(layers, vlm.cfg.n_layers)}
+    if isinstance(layers_said(layers), (str, Slice, Around)):
+        there = {layer: name for layer, name in names.items() if name in vlm.sites}
+        names = there or names
+    expand(list(names.values()), list(vlm.sites), vlm.sites.absent)
+    if not (site.startswith("resid_") or site in ("attn_out", "mlp_out", "ple_out")):
+        raise UnknownName(
+            f"{site!r} is not in the residual stream, so it can't be unembedded; a lens takes resid_pre, "
+            f"resid_mid, resid_post, attn_out or mlp_out"
+        )
+    return tuple(names)
+
+
+def decode(
+    vlm: VLM,
+    prompt: Prompt,
+    places: Bool[Tensor, "batch pos"],
+    layers: Sequence[int],
+    site: str,
+    k: int,
+    targets: Int[Tensor, "place target"] | None = None,
+) -> Decoded:
+    """Decode ``site`` of ``layers`` at ``places``, in one pass.
+
+    ``targets`` are the tokens to follow; None is what the model itself puts first in the end.
+    Raises `FamilyContractError` where the last layer, decoded so, is not what the model says.
+    """
+    if not 1 <= k <= vlm.cfg.d_vocab:
+        raise ValueError(f"k is a number of tokens, from 1 to {vlm.cfg.d_vocab}, got {k!r}")
+    last_step = Unembedding.of(vlm.family, vlm._module)
+    streams = _Streams([f"text.{layer}.{site}" for layer in layers], places, last_step)
+    streams.read(vlm, prompt)
+    with torch.no_grad():
+        return Decoded.joined(list(streams.decoded(k, targets)))
+
+
+class _Streams:
+    """The streams of one pass at some places: read, held against what the model made of them, decoded."""
+
+    def __init__(self, names: Sequence[str], places: Bool[Tensor, "batch pos"], last_step: Unembedding):
+        self.names, self.last_step = list(names), last_step
+        self.rows, self.columns = places.nonzero(as_tuple=True)
+        self.kept: dict[str, Tensor] = {}
+
+    def read(self, vlm: VLM, prompt: Prompt) -> None:
+        end = f"text.{vlm.cfg.n_layers - 1}.resid_post"
+        wanted = [*self.names, end, *(["text.norm"] if "text.norm" in vlm.sites else [])]
+        ordered = [name for name in vlm.sites if name in wanted]
+        settings = {}
+        if vlm.edits is None and vlm._module._supports_logits_to_keep():
+            # A tensor: told by a number, Gemma 4 would run no other rows in its last layers.
+            settings["logits_to_keep"] = torch.tensor([-1], device=vlm.device)
+        with torch.no_grad(), vlm.trace(prompt, **settings):
+            self._keep(vlm, ordered)
+        left = self.kept[end]
+        self.normed = self.kept.get("text.norm")
+        if self.normed is None:
+            self.normed = left if self.last_step.norm is None else plain(self.last_step.norm, left)
+        tolerance = TOLERANCE.get(vlm._module.dtype, 3e-2)
+        self._hold(vlm, tolerance, left)
+
+    def _keep(self, vlm: VLM, names: Sequence[str]) -> None:
+        """Called in the trace."""
+        for name in names:
+            value = vlm.sites[name].read()
+            # A layer's last row of each prompt, too: it is what the logits kept are of.
+            self.kept[name] = value[self.rows.to(value.device), self.columns.to(value.device)]
+            self.at_last = value[:, -1].clone()
+        self.logits = vlm.sites["logits"].read()[:, -1].clone()
+
+    def _hold(self, vlm: VLM, tolerance: float, left: Float[Tensor, "place d_model"]) -> None:
+        """The last step is what the model does: its norm at every place, its logits at each row's end."""
+        norm, what = self.last_step.norm, None
+        with torch.no_grad():
+            normed = left if norm is None else plain(norm, left)
+            logits = (
+                self.last_step(self.at_last)
+                if "text.norm" not in vlm.sites
+                else self.last_step.of_normed(self.at_last)
+            )
+        for name, found, expected in (("text.norm", normed, self.normed), ("logits", logits, self.logits)):
+            error = float((found.float() - expected.to(found.device).float()).abs().max())
+            size = float(expected.float().abs().max())
+            if not error <= tolerance * max(size, 1e-12):
+                what = (name, error, size)
+                break
+        if what is None:
+            return
+        name, error, size = what
+        edits = f", and the model runs under {vlm.edits!r:.200}" if vlm.edits is not None else ""
+        raise FamilyContractError(
+            f"{vlm.family.name}: the last layer's stream, put through the model's final norm and "
+            f"unembedding, is off by {error:.3g} at {name} (largest value {size:.3g}){edits}. Something else "
+            f"stands between the stream and the logits, so what early layers would answer can't be told"
+        )
+
+    def decoded(self, k: int, targets: Int[Tensor, "place target"] | None) -> Iterator[Decoded]:
+        """A few places at a time, on the CPU."""
+        size = max(1, _HELD // self.logits.shape[-1])
+        for start in range(0, len(self.rows), size):
+            some = slice(start, start + size)
+            final = self.last_step.of_normed(self.normed[some]).float().log_softmax(-1)
+            wanted = final.argmax(-1, keepdim=True) if targets is None else targets[some].to(final.device)
+            layers = [
+                _numbers(self.last_step(self.kept[name][some]).float().log_softmax(-1), final, wanted, k)
+                for name in self.names
+            ]
+            top, probs, ranks, logprobs, entropy, kl = (torch.stack(part, 1).cpu() for part in zip(*layers))
+            yield Decoded(top, probs, wanted.cpu(), ranks, logprobs, entropy, kl)
+
+
+def _numbers(
+    logp: Float[Tensor, "place d_vocab"],
+    final: Float[Tensor, "place d_vocab"],
+    targets: Int[Tensor, "place target"],
+    k: int,
+) -> tuple[Tensor, ...]:
+    """What is kept of one layer's distributions."""
+    best = logp.topk(k, dim=-1)
+    said = logp.gather(-1, targets)
+    ranks = torch.stack([(logp > one[:, None]).sum(-1) for one in said.unbind(-1)], -1)
+    entropy = torch.special.entr(logp.exp()).sum(-1)
+    kl = torch.nn.functional.kl_div(logp, final, reduction="none", log_target=True).sum(-1)
+    return best.indices, best.values.exp(), ranks, said, entropy, kl
