@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from seeing.edits import AblateHeads, BadEdit, Highlight, Positions, ScaleAttention
-from seeing.edits.layers import as_dict, attention_layers, head_table, whole
+from seeing.edits import AblateHeads, Highlight, Positions, ScaleAttention
+from seeing.edits.layers import attention_layers, head_table, whole
 from seeing.maps import Window, random_window, window_tokens
 from seeing.methods.method import (
     Answers,
@@ -27,6 +27,7 @@ from seeing.methods.method import (
     positions_mask,
 )
 from seeing.methods.second_look import crossing
+from seeing.probes.heads import draw_heads
 from seeing.prompt import Prompt
 from seeing.vlm import VLM
 
@@ -122,14 +123,7 @@ def random_heads(
         draws = [(attention_layers(layer, vlm), len(heads)) for layer, heads in own]
     else:
         draws = [(attention_layers(layers, vlm), count)]
-    rng, drawn = np.random.default_rng(seed), []
-    for some, n in draws:
-        free = [(layer, head) for layer in some for head in range(vlm.cfg.n_heads)]
-        free = [pair for pair in free if pair not in taken]
-        if not 1 <= n <= len(free):
-            raise BadEdit(f"{n} heads are to be drawn from layers {list(some)}, where {len(free)} are left")
-        drawn += [free[one] for one in rng.choice(len(free), n, replace=False)]
-    return as_dict(head_table(drawn))
+    return draw_heads(draws, vlm.cfg.n_heads, taken, seed)
 
 
 def random_windows(prompt: Prompt, size: tuple[int, int], seed: int) -> list[Window]:
