@@ -3,13 +3,15 @@
 import pytest
 import torch
 from tiny.planted import ANSWERS, KINDS
+from tiny.soil import FAMILIES
 
 # ---- the plants themselves, by Hugging Face alone ----------------------------------------------------------
 
 
+@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_planted_model_answers_as_its_kind_does(kind, plant, planted_samples):
-    model = plant(kind)
+def test_a_planted_model_answers_as_its_kind_does(kind, family, plant, planted_samples):
+    model = plant(kind, family=family)
     given = planted_samples(40, unusual=True)
     said = list(model.vlm.answer(model.vlm.prompts(given)))
     assert said == [model.says(one) for one in given]
@@ -18,9 +20,10 @@ def test_a_planted_model_answers_as_its_kind_does(kind, plant, planted_samples):
     assert len(set(said)) == len(ANSWERS)
 
 
+@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("kind", KINDS)
-def test_one_head_of_a_planted_model_looks_and_no_other(kind, plant, planted_samples):
-    model = plant(kind)
+def test_one_head_of_a_planted_model_looks_and_no_other(kind, family, plant, planted_samples):
+    model = plant(kind, family=family)
     for sample in planted_samples(3, seed=1, tile=14):
         prompt = model.vlm.prompt(sample)
         row = -1 if model.looker == ":" else -2
@@ -35,13 +38,14 @@ def test_one_head_of_a_planted_model_looks_and_no_other(kind, plant, planted_sam
                 assert mass[layer, head] <= even * (1 + 1e-4)
 
 
-def test_a_planted_picture_has_its_box_on_two_seen_tiles_at_any_size(plant, planted_samples):
-    model = plant("believes")
+@pytest.mark.parametrize(("family", "cols", "left"), [("llava", 8, 2), ("qwen2_vl", 12, 0)])
+def test_a_planted_picture_has_its_box_on_two_tiles_at_any_size(family, cols, left, plant, planted_samples):
+    model = plant("believes", family=family)
     for sample in planted_samples(6, seed=2) + planted_samples(6, seed=2, tile=30):
         row, col = sample.meta["at"]
         grid = model.vlm.prompt(sample).grids[0]
         assert sample.image.size[0] * 2 == sample.image.size[1] * 3
-        expected = [8 * row + col - 2, 8 * row + col - 1]
+        expected = [cols * row + col - left, cols * row + col - left + 1]
         assert grid.labels(sample.boxes).nonzero()[:, 0].tolist() == expected
 
 
