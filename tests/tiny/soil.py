@@ -1,8 +1,9 @@
 """What heads are planted in: LLaVA and Qwen2-VL with weights of zero but for a tower that names what it sees.
 
 A picture is a grid of plain tiles, one a token. Red and green of a tile are the cosine and sine of its code,
-blue is the mark. The tower hands each patch's mean colour on; hidden units of the projector are detectors: one
-a code, one a code that is marked, one the mark. One head of the tower looks at the mark and writes nothing.
+blue is the mark. The tower hands each patch's mean colour on; hidden units of the projector are detectors:
+one a code, one a code that is marked, one the mark. One head of the tower looks at the mark and writes
+nothing.
 
 In the stream every quantity has dimensions of its own, small beside a constant that fills the rest, so that
 norms divide by a constant.
