@@ -5,19 +5,28 @@ One file a figure; `theme` holds the one visual language. A figure shows in a no
 """
 
 from seeing.figures import theme
+from seeing.figures.attribution import attribution_scatter
 from seeing.figures.auroc import auroc_by_depth
 from seeing.figures.heads import layer_head_map
 from seeing.figures.heat import heat_rgba
+from seeing.figures.knockout import knockout_curves
 from seeing.figures.methods import method_comparison
 from seeing.figures.overlay import attention_overlay
+from seeing.figures.patching import direct_map, patching_map
 from seeing.figures.rapt import rapt_by_depth
+from seeing.figures.sinks import sink_pull_by_depth
 
 __all__ = [
     "attention_overlay",
+    "attribution_scatter",
     "auroc_by_depth",
+    "direct_map",
     "heat_rgba",
+    "knockout_curves",
     "layer_head_map",
     "method_comparison",
+    "patching_map",
     "rapt_by_depth",
+    "sink_pull_by_depth",
     "theme",
 ]
