@@ -81,7 +81,7 @@ def attention_overlay(
     if own is not None:
         _rectangles(fig, own, theme.colour_of("look"), 2.5, "7px,7px", "the model's own region")
     fig.add_layout_image(
-        source=_data_uri(picture),
+        source=data_uri(picture),
         xref="x",
         yref="y",
         x=0,
@@ -135,7 +135,7 @@ def _opacity_slider(opacity: float) -> dict[str, object]:
     }
 
 
-def _data_uri(image: Image.Image) -> str:
+def data_uri(image: Image.Image) -> str:
     """The image inside the figure, so that a saved notebook or page needs no file beside it."""
     memory = io.BytesIO()
     image.convert("RGB").save(memory, format="PNG")

@@ -21,7 +21,7 @@ from seeing.edits.moment import Moment
 from seeing.edits.select import Positions, selector
 from seeing.families import FamilyContractError
 from seeing.names import UnknownName, expand
-from seeing.prompt import Prompt
+from seeing.prompt import BadPrompt, Prompt
 from seeing.proof import TOLERANCE
 from seeing.unembedding import Unembedding, plain
 from seeing.vlm import VLM
@@ -58,35 +58,47 @@ class Decoded:
         return cls(*(torch.cat([getattr(part, one.name) for part in parts]) for one in fields(cls)))
 
 
-def places_of(
-    vlm: VLM, prompt: Prompt, positions: Any, *, unpadded: bool = False
-) -> Bool[Tensor, "batch pos"]:
+def places_of(prompt: Prompt, positions: Any, *, unpadded: bool = False) -> Bool[Tensor, "batch pos"]:
     """The positions that ``positions`` means, as a mask; every row of the prompt has some.
 
-    "last" is the prompt's own last token, also where an answer is put behind it. ``unpadded``: positions by
-    number count from a row's first token, not from the padding before it. Raises `BadEdit`, `EmptySelection`.
+    "last" is the prompt's own last token, also where an answer is put behind it, and "answer" are then the
+    positions that predict the answer's tokens. ``unpadded``: positions by number count from a row's first
+    token, not from the padding before it. Raises `BadEdit`, `BadPrompt`, `EmptySelection`.
     """
     real = prompt.inputs["attention_mask"].bool().cpu()
-    if isinstance(positions, str) and positions == "last":
-        last = torch.full((len(prompt),), prompt.length - 1)
-        if "predicts" in prompt.spans:
-            last = prompt.spans["predicts"][:, 0]
-        return torch.zeros_like(real).scatter(1, last[:, None], True)
+    if isinstance(positions, str) and positions in ("last", "answer"):
+        return _predicting(prompt, real, positions)
     chosen = selector(positions)
     if chosen.reads or chosen.watches(None):
         raise BadEdit(
             f"{positions!r} is known while the model runs; a lens is laid over positions that the prompt "
             f"knows: a span, positions, boxes"
         )
-    if isinstance(chosen, Positions) and unpadded:
-        padding = (~real).sum(1).tolist()
+    if isinstance(chosen, Positions) and chosen.length is None and unpadded:
         rows = chosen.rows * len(prompt) if len(chosen.rows) == 1 else chosen.rows
-        shifted = tuple(
-            tuple(one + shift if one >= 0 else one for one in row) for row, shift in zip(rows, padding)
+        padding = padding_of(prompt).tolist()
+        chosen = Positions(
+            tuple(tuple(one + shift if one >= 0 else one for one in row) for row, shift in zip(rows, padding))
         )
-        chosen = Positions(shifted)
     at = Moment.before(prompt)
     return at.some(chosen, "positions", decodes=False) & real
+
+
+def _predicting(prompt: Prompt, real: Bool[Tensor, "batch pos"], what: str) -> Bool[Tensor, "batch pos"]:
+    if prompt.answers:
+        predicts = prompt.spans.mask("predicts")
+        return predicts if what == "answer" else predicts & (predicts.cumsum(1) == 1)
+    if what == "answer":
+        raise BadPrompt(
+            "the prompt carries no answer whose tokens some position predicts; give it one: "
+            "prompt.with_answer(text)"
+        )
+    return torch.arange(prompt.length).expand_as(real) == prompt.length - 1
+
+
+def padding_of(prompt: Prompt) -> Int[Tensor, " batch"]:
+    """How many tokens of padding stand before each row."""
+    return prompt.inputs["attention_mask"].cpu().argmax(1)
 
 
 def lens_layers(vlm: VLM, layers: Any, site: str) -> tuple[int, ...]:
@@ -219,3 +231,19 @@ def _numbers(
     entropy = torch.special.entr(logp.exp()).sum(-1)
     kl = torch.nn.functional.kl_div(logp, final, reduction="none", log_target=True).sum(-1)
     return best.indices, best.values.exp(), ranks, said, entropy, kl
+
+
+def words_of(vlm: VLM, ids: Tensor) -> dict[int, str]:
+    """Each id as the tokenizer decodes it, without the marks of word starts; line ends and blanks are shown.
+
+    A token that is a part of a character only is shown as the tokenizer spells it.
+    """
+    tokenizer = vlm.processor.tokenizer
+    found = {}
+    for one in ids.unique().tolist():
+        word = tokenizer.decode([one])
+        if "\ufffd" in word:
+            word = str(tokenizer.convert_ids_to_tokens(one))
+        word = word.replace("▁", " ").strip(" ") or "␣"
+        found[one] = word.replace("\n", "↵").replace("\t", "⇥")
+    return found
