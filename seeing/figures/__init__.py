@@ -15,11 +15,13 @@ from seeing.figures.overlay import attention_overlay
 from seeing.figures.patching import direct_map, patching_map
 from seeing.figures.rapt import rapt_by_depth
 from seeing.figures.sinks import sink_pull_by_depth
+from seeing.figures.stability import choice_by_size
 
 __all__ = [
     "attention_overlay",
     "attribution_scatter",
     "auroc_by_depth",
+    "choice_by_size",
     "direct_map",
     "heat_rgba",
     "knockout_curves",
