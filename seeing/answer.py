@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers import Cache
 
 from seeing.prompt import Prompt
@@ -46,6 +49,31 @@ class Answer(str):
     @property
     def logprob(self) -> float:
         return float(self.token_logprobs.sum())
+
+
+@dataclass(frozen=True)
+class Score:
+    """How likely given answers are, token by token.
+
+    Attributes:
+        logits: (batch, token, d_vocab) at the positions that predict an answer's tokens.
+        token_logprobs: (batch, token) the log-probability of each, NaN behind a shorter answer.
+        logprob: (batch,) their sums.
+    """
+
+    logits: Float[Tensor, "batch token d_vocab"]
+    token_logprobs: Float[Tensor, "batch token"]
+
+    @classmethod
+    def of(cls, logits: Float[Tensor, "batch token d_vocab"], answers: Sequence[Tensor]) -> Score:
+        ids = pad_sequence([one.to(logits.device) for one in answers], batch_first=True)
+        real = pad_sequence([torch.ones_like(one) for one in answers], batch_first=True).to(ids.device) > 0
+        found = logits.float().log_softmax(-1).gather(-1, ids[..., None])[..., 0]
+        return cls(logits, found.masked_fill(~real, torch.nan))
+
+    @property
+    def logprob(self) -> Float[Tensor, " batch"]:
+        return self.token_logprobs.nansum(1)
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from seeing.families import Family, FamilyContractError
+from seeing.forcing import answer_ids, checked_ids, forced_inputs, forced_spans
 from seeing.grid import Box, VisualGrid
 from seeing.spans import Rendered, Spans, label, label_keys
 from seeing.turns import PAPER_TEMPLATES, BadPrompt, Template, Turn, templates_of
@@ -37,6 +38,39 @@ class Told:
 
     question: str
     boxes: tuple[Box, ...]
+
+
+@dataclass(frozen=True)
+class Maker:
+    """What made a prompt, and can make another one like it."""
+
+    family: Family
+    model: nn.Module
+    processor: Any
+    batched: bool
+
+    def prompt(self, turns: Sequence[Turn]) -> Prompt:
+        return build(self.family, self.model, self.processor, turns, batched=self.batched)
+
+    def answer(self, turn: Turn, answer: Any) -> Int[Tensor, " token"]:
+        """The token ids of an answer to ``turn``: of a text, of an `Answer`, or as they are given."""
+        if isinstance(answer, str) and not hasattr(answer, "ids"):
+            rendered = _render(self.family, self.processor, turn, *turn.instruction(templates_of(self.model)))
+            text = self.family.tokenized(self.processor, rendered.text)
+            special = adds_special(self.processor.tokenizer, rendered.text)
+            return answer_ids(self.processor.tokenizer, text, answer, special)
+        n_vocab = self.model.get_input_embeddings().weight.shape[0]
+        ids = checked_ids(getattr(answer, "ids", answer), n_vocab)
+        if (ids == (image := self.family.image_token_id(self.model))).any():
+            raise BadPrompt(f"the answer {ids.tolist()} holds token {image}, which stands for a picture")
+        return ids
+
+    def forced(self, prompt: Prompt, answers: tuple[Int[Tensor, " _"], ...]) -> Prompt:
+        tokenizer = self.processor.tokenizer
+        filler = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+        inputs = forced_inputs(self.family, prompt.inputs, answers, filler or 0)
+        spans, n_given = forced_spans(prompt.spans, answers), max(map(len, answers))
+        return replace(prompt, inputs=inputs, spans=spans, answers=answers, n_given=n_given)
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,6 +91,8 @@ class Prompt:
         prepared: whether it is as a run takes it: edits of pictures made, a second run's rows put behind.
         beside: how many of the rows, the last ones, belong to a second run beside the first (`Contrast`).
         shift: by how many tokens rows were padded on the left to stand beside those of a second run.
+        answers: for a prompt that goes on with given answers, the token ids of each row's (`with_answer`).
+        n_given: the tokens in a row that are those of given answers, padding included.
     """
 
     inputs: dict[str, Tensor]
@@ -71,7 +107,9 @@ class Prompt:
     prepared: bool = False
     beside: int = 0
     shift: int = 0
-    _rebuild: Callable[[tuple[Turn, ...]], Prompt] | None = field(default=None, repr=False)
+    answers: tuple[Int[Tensor, " _"], ...] = ()
+    n_given: int = 0
+    _maker: Maker | None = field(default=None, repr=False)
 
     def __len__(self) -> int:
         return self.spans.shape[0]
@@ -80,12 +118,18 @@ class Prompt:
         rows, length = self.spans.shape
         what = repr(self.turns[0].question) if rows == 1 else f"{rows} rows"
         n_image = int(self.spans.mask("image").sum())
-        return f"Prompt({what}, {length} tokens, {n_image} of them image)"
+        said = f", {self.n_given} of the answer" if self.answers else ""
+        return f"Prompt({what}, {length} tokens, {n_image} of them image{said})"
 
     @property
     def length(self) -> int:
         """Tokens in a row, padding included."""
         return self.spans.shape[1]
+
+    @property
+    def n_asked(self) -> int:
+        """Tokens in a row without those of given answers."""
+        return self.length - self.n_given
 
     @property
     def keys(self) -> Prompt:
@@ -94,7 +138,30 @@ class Prompt:
 
     def with_turns(self, edit: Callable[[int, Turn], Turn]) -> Prompt:
         """The same prompt with each row made of ``edit(row, turn)``."""
-        return self._made(tuple(edit(row, turn) for row, turn in enumerate(self.turns)))
+        changed = self._making.prompt(tuple(edit(row, turn) for row, turn in enumerate(self.turns)))
+        return changed.with_answer(self.answers) if self.answers else changed
+
+    def with_answer(self, answers: Any) -> Prompt:
+        """The same prompt going on with given answers: teacher forcing.
+
+        Args:
+            answers: a text, an `Answer`, or token ids; for a batch one a row. A text is tokenized as the
+                model would go on; an `Answer` and ids are taken as they are.
+
+        ``spans["answer"]`` holds the answers' tokens, and ``spans["predicts"]`` the positions whose next
+        token is one of them. To edits, "last" means these: the rows that would be the newest, one after
+        the other, if the model had said it. Answers that the prompt goes on with already are replaced.
+
+        Raises `BadPrompt` for another number of answers than rows, an answer without tokens, or with words
+        that the tokenizer does not know.
+        """
+        one = isinstance(answers, str) or (not self.batched and len(self) == 1 and not _several(answers))
+        given = (answers,) if one else tuple(answers)
+        if len(given) != len(self):
+            raise BadPrompt(f"{len(self)} prompt(s) take as many answers, got {len(given)}")
+        maker = self._making
+        ids = tuple(maker.answer(turn, answer) for turn, answer in zip(self.turns, given))
+        return maker.forced(maker.prompt(self.turns) if self.answers else self, ids)
 
     def with_images(self, edit: Callable[[int, Image.Image], Image.Image]) -> Prompt:
         """The same prompt with each row's first picture replaced by ``edit(row, picture)``."""
@@ -129,21 +196,23 @@ class Prompt:
             grid_rows=tuple(place for _, place in grids),
             cross=None if self.cross is None else self.cross.take(rows),
             beside=0,
+            answers=tuple(self.answers[row] for row in rows) if self.answers else (),
         )
 
     def row(self, index: int) -> Prompt:
         """Row ``index`` as a prompt of its own, without padding."""
-        return replace(self._made((self.turns[index],)), batched=False)
+        alone = replace(self._making, batched=False).prompt((self.turns[index],))
+        return alone.with_answer(self.answers[index]) if self.answers else alone
 
     @property
-    def _made(self) -> Callable[[tuple[Turn, ...]], Prompt]:
+    def _making(self) -> Maker:
         """How the processor makes a prompt of turns."""
-        if self._rebuild is None:
+        if self._maker is None:
             raise BadPrompt(
                 "the processor and the pictures stayed where this prompt was made; change it there, before "
                 "the trace"
             )
-        return self._rebuild
+        return self._maker
 
     def evidence(self, rule: str = "any") -> Bool[Tensor, "batch pos"]:
         """Which positions hold image tokens on the annotated evidence.
@@ -172,7 +241,7 @@ class Prompt:
 def _travelling(prompt: Prompt) -> tuple:
     """A prompt as it travels: inputs, spans and grids."""
     told = tuple(Told(turn.question, turn.boxes) for turn in prompt.turns)
-    return copyreg.__newobj__, (Prompt,), {**vars(prompt), "turns": told, "_rebuild": None}
+    return copyreg.__newobj__, (Prompt,), {**vars(prompt), "turns": told, "_maker": None}
 
 
 travels_as(Prompt, _travelling)
@@ -203,8 +272,7 @@ def build(
         raise BadPrompt("a batch needs at least one prompt")
     templates = templates_of(model)
     texts = [_render(family, processor, turn, *turn.instruction(templates)) for turn in turns]
-    bos = processor.tokenizer.bos_token
-    special = not (bos and texts[0].text.startswith(bos))
+    special = adds_special(processor.tokenizer, texts[0].text)
     try:
         encoding = processor(
             text=[one.text for one in texts],
@@ -238,8 +306,18 @@ def build(
         None if keys is None else Prompt({}, turns, keys.spans, keys.grids, keys.rows),
         patch_order=family.patch_order(model, inputs),
         feature_order=family.feature_order(model, inputs),
-        _rebuild=lambda changed: build(family, model, processor, changed, batched=batched),
+        _maker=Maker(family, model, processor, batched),
     )
+
+
+def adds_special(tokenizer: Any, text: str) -> bool:
+    """Whether the tokenizer has to add the marks of a beginning: the text has none yet."""
+    return not (tokenizer.bos_token and text.startswith(tokenizer.bos_token))
+
+
+def _several(answers: Any) -> bool:
+    """Whether ``answers`` are several, and not the token ids of one."""
+    return isinstance(answers, (list, tuple)) and not all(isinstance(one, int) for one in answers)
 
 
 def _render(family: Family, processor: Any, turn: Turn, instruction: str, start: int) -> Rendered:

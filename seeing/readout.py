@@ -23,6 +23,8 @@ def rows_of(
     """``queries`` as positions: None for all, one set for the batch, or one an item."""
     if isinstance(queries, str) and queries not in ("all", "last"):
         queries = prompt.spans.mask(queries)
+    elif isinstance(queries, str) and queries == "last" and prompt.answers:
+        queries = prompt.n_asked - 1
     return positions(queries, prompt.length, device)
 
 

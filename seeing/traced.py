@@ -25,6 +25,9 @@ from seeing.sitemap import SiteMap
 from seeing.sites import HandedOut
 from seeing.views import OutsideTrace, StackView, View, bound
 
+#: What runs a model token by token is called so.
+_GENERATES = ("generate", "_decode")
+
 
 @dataclass
 class Run:
@@ -160,6 +163,11 @@ class TracedModel(TransformersModel):
             return args, kwargs
         if len(given) != len(invokes):
             raise BadPrompt("a trace takes Prompts in all of its invokes, or in none")
+        if any(prompt.answers for prompt in given) and getattr(fn, "__name__", "") in _GENERATES:
+            raise BadPrompt(
+                "a prompt that goes on with a given answer has nothing left to generate: score it, "
+                "vlm.score(prompt), or generate from the prompt without its answer"
+            )
         prompt = self._prepared(given[0] if len(given) == 1 else self._join(given))
         self.sites.order.follow(prompt.patch_order, prompt.feature_order)
         kwargs = {key: value for _, more in invokes for key, value in more.items()}
@@ -178,7 +186,7 @@ class TracedModel(TransformersModel):
             settings |= batcher.extra_kwargs
             if settings.get("past_key_values") is not None:
                 raise ValueError("a contrast starts its prompt anew, twice: it goes on from no KV cache")
-            if getattr(fn, "__name__", "") in ("generate", "_decode"):
+            if getattr(fn, "__name__", "") in _GENERATES:
                 self._check_greedy(settings)
         fn = self._ending_edits(fn) if self._mediators else fn
         result = TransformersModel.interleave(self, fn, *args, batcher=batcher, **kwargs)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -24,13 +24,14 @@ from torch import Tensor, nn
 from transformers import Cache
 
 from seeing import sitemap
-from seeing.answer import Activations, Answer, Prefill
+from seeing.answer import Activations, Answer, Prefill, Score
 from seeing.config import Config, StackConfig, config_of
 from seeing.data.images import ImageLike
 from seeing.data.samples import EvidenceSample
 from seeing.families import Family
 from seeing.grid import Boxes
 from seeing.prompt import BadPrompt, Prompt, Template, Turn, build, need_prompt
+from seeing.protocol import Edits, Program
 from seeing.queries import Queries
 from seeing.readout import Readout, names_to_read
 from seeing.traced import Run, TracedModel
@@ -39,32 +40,6 @@ from seeing.wire import travels_as
 
 #: One greedy sequence whose probabilities are kept, whatever the checkpoint prefers.
 _GREEDY = dict(do_sample=False, num_beams=1, return_dict_in_generate=True, output_logits=True)
-
-
-@runtime_checkable
-class Program(Protocol):
-    """Edits made ready for one model. It travels with a trace that runs elsewhere, but for ``images``."""
-
-    #: The edits of pictures among them.
-    images: Sequence[Any]
-    #: The second run that a contrast mixes in: its own program, ``other``, and what mixes, or None.
-    mixing: Any
-
-    def edit_images(self, prompt: Prompt) -> Prompt:
-        """The prompt with its pictures edited, or as it is."""
-
-    def run(self, vlm: TracedModel, steps: Iterable[int]) -> None:
-        """Visit the sites in execution order, in every step of a run. Called inside a trace."""
-
-
-@runtime_checkable
-class Edits(Protocol):
-    """A value that says where, when and what to change."""
-
-    def __add__(self, other: Edits) -> Edits: ...
-
-    def compile(self, vlm: VLM) -> Program:
-        """Check the edits against the model. Raises when they don't fit."""
 
 
 class VLM(TracedModel):
@@ -277,6 +252,23 @@ class VLM(TracedModel):
         answers = [self._answer(ids, row) for ids, row in zip(new, chosen)]
         return answers if prompt.batched else answers[0]
 
+    def score(self, prompt: Prompt) -> Score:
+        """How likely the given answers of ``prompt`` are, `Prompt.with_answer`, in one pass under all edits.
+
+        Each token's log-probability is that of the step in which generation would choose it. Gradients flow
+        where they are enabled around the call. Raises `BadPrompt` for a prompt without given answers, and
+        ValueError under a `Contrast`, whose weight goes by steps.
+        """
+        need_prompt(prompt)
+        if not prompt.answers:
+            raise BadPrompt("a score is that of given answers: vlm.score(prompt.with_answer(text))")
+        settings = {}
+        if self._module._supports_logits_to_keep():
+            settings["logits_to_keep"] = prompt.n_given + 1
+        with self.trace(prompt, **settings):
+            logits = self.logits.save()
+        return Score.of(logits[:, -prompt.n_given - 1 : -1], prompt.answers)
+
     def _decode(self, **inputs: Any) -> Any:
         return self._module.generate(**inputs)
 
@@ -334,6 +326,11 @@ class VLM(TracedModel):
         own, mixing = self._program.edit_images(prompt), self._program.mixing
         if mixing is None:
             return replace(own, prepared=True)
+        if prompt.answers:
+            raise ValueError(
+                "a contrast mixes two runs step by step: a prompt with a given answer runs in one pass; "
+                "score it without the contrast"
+            )
         both = self._join([own, mixing.other.edit_images(prompt)])
         return replace(both, prepared=True, beside=len(prompt), shift=both.length - own.length)
 
@@ -389,4 +386,15 @@ def _travelling(vlm: VLM) -> tuple:
 travels_as(VLM, _travelling)
 
 
-__all__ = ["VLM", "Activations", "Answer", "Config", "Edits", "Prefill", "Program", "Queries", "StackConfig"]
+__all__ = [
+    "VLM",
+    "Activations",
+    "Answer",
+    "Config",
+    "Edits",
+    "Prefill",
+    "Program",
+    "Queries",
+    "Score",
+    "StackConfig",
+]

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from PIL import Image
 from torch import Tensor
 
@@ -51,6 +51,8 @@ class Edit(ABC):
     """One edit: a frozen dataclass, compared by content; ``+`` composes."""
 
     when: str | Steps = "both"
+    #: Whether it finds its own counterpart of each position: then it acts at given answers too.
+    aligned = False
 
     @abstractmethod
     def fit(self, vlm: VLM) -> tuple[Edit, ...]:
@@ -159,9 +161,9 @@ class RowEdit(Edit):
         """The heads edited in a layer, None for all."""
         return dict(self.heads)[layer] if is_table(self.heads) else self.heads
 
-    def key_mask(self, at: Moment) -> Tensor:
-        """(batch, 1, 1, key), True at the keys chosen. Raises `EmptySelection` for a row that has none."""
-        return at.keys(self.keys, self.decodes)[:, None, None, :]
+    def key_mask(self, at: Moment) -> Bool[Tensor, "batch 1 #rows key"]:
+        """True at the keys chosen. Raises `EmptySelection` for a row that has none."""
+        return at.key_mask(self.keys, self.decodes)
 
 
 class ScoreEdit(RowEdit):

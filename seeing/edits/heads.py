@@ -179,7 +179,7 @@ class AblateHeads(HeadEdit):
                 raise BadEdit(
                     f"{self!r} takes the mean over the prompt, whose pass it does not see: give a source"
                 )
-            real = at.tokens(at.real(), z.shape[1])[:, :, None, None]
+            real = at.tokens(at.real() & at.asked, z.shape[1])[:, :, None, None]
             at.readings[key] = torch.where(real, z, 0).sum(1, keepdim=True) / real.sum(1, keepdim=True)
         return at.readings[key]
 

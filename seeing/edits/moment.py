@@ -36,7 +36,8 @@ class Moment:
     is. ``crosses`` is the cross-attention layer whose keys the prompt describes, if it does. ``shift`` is by
     how much the rows were padded on the left beyond the prompt that was asked for. ``rows`` are the queries
     of this pass that are being computed. ``copies`` is how often each row of the prompt runs; ``asking`` is
-    the moment that they belong to, where keys are others.
+    the moment that they belong to, where keys are others. ``newest_is`` "all" or "none" lets "last" be every
+    position, or none.
     """
 
     prompt: Prompt | None
@@ -53,11 +54,37 @@ class Moment:
     rows: Int[Tensor, " rows"] | None = None
     asking: Moment | None = None
     copies: int = 1
+    newest_is: str | None = None
 
     @classmethod
     def before(cls, prompt: Prompt) -> Moment:
         """The prompt pass of ``prompt``, for selectors that look at nothing but the prompt."""
         return cls(prompt, 0, prompt.length, len(prompt), torch.device("cpu"))
+
+    @property
+    def steps(self) -> range:
+        """The steps that this pass stands for: its own and, in a prompt that goes on with a given answer,
+        those in which generation would take its tokens in."""
+        given = self.prompt is not None and self.step == 0 and self.crosses is None
+        return range(self.step, self.step + 1 + (self.prompt.n_given if given else 0))
+
+    @property
+    def asked(self) -> Bool[Tensor, " pos"]:
+        """Which positions are the prompt's own: neither decoded, nor of a given answer."""
+        n_asked = self.n_prompt if self.prompt is None else self.prompt.n_asked
+        return torch.arange(self.n_seen, device=self.device) < n_asked
+
+    def acts(self, edit: Edit) -> bool:
+        """Whether ``edit`` acts at some token of this pass."""
+        return any(edit.now(step) for step in self.steps)
+
+    def within(self, edit: Edit, n_tokens: int) -> Bool[Tensor, " tokens"] | None:
+        """The tokens of this pass at which ``edit`` acts by its steps; None for all of them."""
+        if all(edit.now(step) for step in self.steps):
+            return None
+        n_asked = self.n_seen + 1 - len(self.steps)
+        own = [edit.now(self.step)] * n_asked + [edit.now(step) for step in self.steps[1:]]
+        return torch.tensor(own[self.n_seen - n_tokens :], dtype=torch.bool, device=self.device)
 
     @property
     def n_seen(self) -> int:
@@ -100,9 +127,12 @@ class Moment:
 
         An edit of decoded tokens alone has to select those.
         """
+        within = self.within(edit, n_tokens)
         if edit.now(0):
-            return self.tokens(self.some(selector, what, edit.decodes), n_tokens)
+            mask = self.tokens(self.some(selector, what, edit.decodes), n_tokens)
+            return mask if within is None else mask & within
         mask = self.tokens(self.mask(selector), n_tokens)
+        mask = mask if within is None else mask & within
         if not (selector.may_be_empty or mask.any(1).all()):
             raise EmptySelection(
                 f"{what}={selector!r} selects no token that is decoded, and with when={edit.when!r} the edit "
@@ -155,6 +185,22 @@ class Moment:
         """The keys selected, among those that the layer at hand holds. Raises as `some`."""
         mask = self.some(selector, "keys", decodes and self.crosses is None)
         return mask if self.n_keys is None else mask[:, -self.n_keys :]
+
+    def key_mask(self, selector: Selector, decodes: bool = True) -> Bool[Tensor, "batch 1 #rows key"]:
+        """The keys selected, for the rows being computed. Raises as `some`.
+
+        In the rows of a given answer "last" is each row's own token.
+        """
+        keys = self.keys(selector, decodes)
+        if len(self.steps) < 3 or self.rows is None:
+            return keys[:, None, None, :]
+        own, others = (
+            replace(self, newest_is=one, resolved={}).mask(selector)[:, None, None, -keys.shape[1] :]
+            for one in ("all", "none")
+        )
+        newest = self.rows.to(self.device).clamp(min=self.prompt.n_asked - 1)
+        place = torch.arange(self.n_seen, device=self.device)[-keys.shape[1] :]
+        return torch.where(newest[:, None] == place, own, others)
 
     def tokens(self, mask: Bool[Tensor, "batch pos"], n_tokens: int) -> Bool[Tensor, "batch tokens"]:
         """The part of a mask over all positions that belongs to the tokens of this pass."""

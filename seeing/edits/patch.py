@@ -101,6 +101,8 @@ class Patch(Edit):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class _PatchSite(SiteEdit):
+    aligned = True
+
     site: str
     source: Source
     positions: Any

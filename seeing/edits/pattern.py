@@ -141,7 +141,7 @@ class Attending:
             object.__setattr__(self, name, number(getattr(self, name)))
 
     def __call__(self, pattern: Rows, at: Moment) -> Bool[Tensor, "batch head rows 1"]:
-        keys = at.keys(self.keys)[:, None, None, :]
+        keys = at.key_mask(self.keys)
         mass = torch.where(keys, pattern, 0).sum(-1, keepdim=True)
         chosen = mass >= self.least
         if self.sinks is not None:
@@ -181,7 +181,7 @@ class Redistribute(PatternEdit):
         return (*super().selectors, *(one for one in more if one is not None))
 
     def pattern(self, pattern: Rows, at: Moment, seen: Seen) -> Tensor:
-        sinks, to = (at.keys(one, self.decodes)[:, None, None, :] for one in (self.sinks, self.to))
+        sinks, to = (at.key_mask(one, self.decodes) for one in (self.sinks, self.to))
         to = to & ~sinks
         taken = torch.where(sinks, pattern, 0) * self.share
         held = torch.where(to, pattern, 0)

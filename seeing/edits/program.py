@@ -89,7 +89,8 @@ class Program:
         for step in steps:
             if step >= stop:
                 break
-            due = [visit for visit in self.visits if visit.due(step, vlm.looks)]
+            given = 0 if step or vlm.running is None else vlm.running.n_given
+            due = [visit for visit in self.visits if visit.due(range(step, step + given + 1), vlm.looks)]
             moment = _moment(vlm, step, readings) if due else None
             for number, visit in enumerate(due):
                 try:

@@ -119,7 +119,8 @@ def _whole(values: tuple, least: int = 0) -> bool:
 def read_last(at: Moment, layer: int, call: AttentionCall) -> None:
     """Keep the last row of ``layer`` for the selectors that need it (prompt pass only)."""
     if at.step == 0:
-        last = torch.tensor([call.n_queries - 1], device=call.q.device)
+        # A given answer stands behind the token that looks.
+        last = torch.tensor([call.n_queries - len(at.steps)], device=call.q.device)
         at.readings[layer] = call.pattern(last)[:, :, 0]
 
 

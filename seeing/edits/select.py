@@ -87,7 +87,8 @@ class Selector(ABC):
 class Span(Selector):
     """Positions by name: a span of the prompt, or ``last``, ``all``, ``answer``, ``evidence``.
 
-    ``last`` is the newest position: the prompt's last token, then each decoded one. ``answer`` are
+    ``last`` is the newest position: the prompt's last token, then each decoded one, which in a prompt that
+    goes on with a given answer are those that the answer's tokens are predicted at. ``answer`` are
     the decoded tokens, and the answers of earlier turns. ``evidence`` are the image tokens on the sample's
     boxes (rule "any").
     """
@@ -106,6 +107,10 @@ class Span(Selector):
                 f"the cross-attention layers out with layers=…"
             )
         if self.name == "last":
+            if at.newest_is is not None:
+                return torch.full_like(place, at.newest_is == "all", dtype=torch.bool)
+            if len(at.steps) > 1:
+                return at.prompt.spans.mask("predicts").to(at.device)
             return place == at.n_seen - 1
         if self.name == "all":
             return torch.ones_like(place, dtype=torch.bool)

@@ -54,7 +54,8 @@ class Sinks(Selector):
         if key not in at.readings:
             if at.step:
                 raise BadEdit(f"{self!r} is found in the prompt pass, which this edit does not see")
-            at.readings[key] = self.found(at.readings[f"text.{at.layer}.resid_pre"]).cpu()
+            found = self.found(at.readings[f"text.{at.layer}.resid_pre"])
+            at.readings[key] = (found & at.asked.to(found.device)).cpu()
         return at.widened(at.readings[key])
 
     def found(self, stream: Tensor) -> Bool[Tensor, "batch pos"]:

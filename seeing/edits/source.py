@@ -108,12 +108,18 @@ class Source:
         rows = [row // at.copies if len(source) > 1 else 0 for row in range(at.batch)]
         spans, labels = span_labels(at.need_prompt("a patch"))
         wanted = at.some(positions, "positions", decodes=False).cpu() & (labels != PADDING)
+        chosen = self.chosen
+        # Tokens of a given answer have a counterpart where both prompts go on with one.
+        if "given" in spans and "given" not in self.spans:
+            wanted = wanted & (labels != spans.index("given"))
+        if "given" in self.spans and "given" not in spans:
+            chosen = chosen & (self.labels != self.spans.index("given"))
         # The logits of a generation's prompt pass are those of the last token alone.
         short = at.n_prompt - value.shape[1]
         out = value.clone()
         for row, taken in enumerate(rows):
             to, from_ = _aligned(
-                (spans, labels[row], wanted[row]), (self.spans, self.labels[taken], self.chosen[taken]), row
+                (spans, labels[row], wanted[row]), (self.spans, self.labels[taken], chosen[taken]), row
             )
             kept = to >= short
             missed = self.labels.shape[1] - source.shape[1]
@@ -170,12 +176,18 @@ class Source:
 def span_labels(prompt: Prompt) -> tuple[tuple[str, ...], Int[Tensor, "batch pos"]]:
     """The names of a prompt's spans, and the number of the span that each position is in; −1 is padding.
 
-    ``image`` and ``text`` are made of others and have no number.
+    ``image``, ``text`` and ``predicts`` are made of others and have no number. The tokens of a given answer
+    have one of their own, ``given``.
     """
-    names = tuple(name for name in prompt.spans if name not in ("image", "text"))
+    names = tuple(name for name in prompt.spans if name not in ("image", "text", "predicts"))
     labels = torch.full(prompt.spans.shape, PADDING)
+    if prompt.answers:
+        names = ("given", *names)
+        said = torch.arange(prompt.length) >= prompt.n_asked
+        labels[prompt.spans.mask("answer") & said] = 0
     for number, name in enumerate(names):
-        labels[prompt.spans.mask(name) & (labels == PADDING)] = number
+        if name != "given":
+            labels[prompt.spans.mask(name) & (labels == PADDING)] = number
     return names, labels
 
 

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 from nnsight.intervention.interleaver import Mediator
 from torch import Tensor
 
@@ -49,8 +49,8 @@ class KernelVisit:
     def name(self) -> str:
         return f"text.{self.kernel.layer}.attn.pattern"
 
-    def due(self, step: int, looks: bool) -> bool:
-        return (self.read and step == 0) or any(edit.now(step) for edit in self.edits)
+    def due(self, steps: range, looks: bool) -> bool:
+        return (self.read and steps[0] == 0) or any(edit.now(step) for edit in self.edits for step in steps)
 
     @property
     def stop(self) -> float:
@@ -62,7 +62,7 @@ class KernelVisit:
         at = at.on(call.q.device).spread(len(call.q)).at(self.kernel.layer)
         if self.read:
             read_last(at, self.kernel.layer, call)
-        edited = self.edited(call, [edit for edit in self.edits if edit.now(at.step)], at)
+        edited = self.edited(call, [edit for edit in self.edits if at.acts(edit)], at)
         if edited is None:
             return
         if any(one.shares(edited.items) for one in self.kernel.edited):
@@ -207,10 +207,11 @@ class SiteVisit:
     def name(self) -> str:
         return self.site.name
 
-    def due(self, step: int, looks: bool) -> bool:
-        """Whether there is something to do in this step; the tower runs only in a first pass that looks."""
-        runs = step < self.stop and (looks or not self._tower)
-        return runs and (self._cached or step < self.watched or any(edit.now(step) for edit in self.edits))
+    def due(self, steps: range, looks: bool) -> bool:
+        """Whether there is something to do in this pass; the tower runs only in a first one that looks."""
+        runs = steps[0] < self.stop and (looks or not self._tower)
+        acts = any(edit.now(step) for edit in self.edits for step in steps)
+        return runs and (self._cached or steps[0] < self.watched or acts)
 
     @property
     def stop(self) -> float:
@@ -232,7 +233,7 @@ class SiteVisit:
         value = self.site.read()
         at = at.on(value.device).at(Name.parse(self.site.name).layer)
         at = at if self._tower else at.spread(len(value))
-        edits = [edit for edit in self.edits if edit.now(at.step)]
+        edits = [edit for edit in self.edits if at.acts(edit)]
         edited = self._with_past(value, edits, at) if self._cached else _through(edits, value, at)
         if at.step < self.watched:
             at.readings[self.site.name] = edited
@@ -262,5 +263,13 @@ class SiteVisit:
 def _through(edits: Sequence[SiteEdit], value: Tensor, at: Moment) -> Tensor:
     """``value`` as the edits leave it, one behind the other."""
     for edit in edits:
-        value = edit.value(value, at)
+        edited, given = edit.value(value, at), value
+        everywhere = edit.aligned or Name.parse(edit.site).in_tower
+        within = None if everywhere else at.within(edit, given.shape[1])
+        value = edited if within is None else torch.where(_beside(within, given), edited, given)
     return value
+
+
+def _beside(tokens: Bool[Tensor, " token"], value: Float[Tensor, "batch token *rest"]) -> Tensor:
+    """A mask of tokens as it broadcasts with a value that has them."""
+    return tokens.to(value.device).reshape(1, -1, *(1,) * (value.ndim - 2))

@@ -108,6 +108,8 @@ class Family(ABC):
     packs: bool = False
     #: Keyword tensors that hold pixels, left out where a run goes on from a KV cache behind the pictures.
     pixels: tuple[str, ...] = ("pixel_values",)
+    #: What ``token_type_ids`` say of a token of the answer.
+    answer_type: int = 0
 
     def speaks_for(self, config: Any) -> bool:
         """Whether this family reads a model of this configuration."""

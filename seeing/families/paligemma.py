@@ -28,6 +28,7 @@ class PaliGemma(DecoderAndTower):
     name = "paligemma"
     model_types = frozenset({"paligemma"})
     required = ("token_type_ids",)
+    answer_type = 1
 
     def plain(self, processor: Any, n_images: int, instruction: str) -> str:
         return self.placeholder(processor) * n_images + instruction

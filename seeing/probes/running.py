@@ -23,7 +23,7 @@ class RunningMean:
         self._total: Tensor | None = None
         self._count: Tensor | None = None
 
-    def add(self, values: Float[Tensor, "sample *axes"]) -> None:
+    def add(self, values: Float[Tensor, "sample ..."]) -> None:
         """Add values of one or more samples. Raises ValueError for other axes than before."""
         values = values.detach().double().cpu()
         if self._total is None:
@@ -62,7 +62,7 @@ class Bootstrap:
         self._total: Tensor | None = None
         self._weight: Tensor | None = None
 
-    def add(self, values: Float[Tensor, "sample *axes"]) -> None:
+    def add(self, values: Float[Tensor, "sample ..."]) -> None:
         """Add values of one or more samples; NaN entries are left out of every draw."""
         values = values.detach().double().cpu()
         if self._total is None:
