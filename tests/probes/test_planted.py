@@ -5,6 +5,13 @@ import torch
 from tiny.planted import ANSWERS, KINDS
 from tiny.soil import FAMILIES
 
+from seeing.probes.allocation import allocation
+from seeing.probes.evidence import evidence
+from seeing.probes.gaze import gaze_heads
+from seeing.probes.heads import evidence_heads
+from seeing.probes.localization import localization_heads
+from seeing.probes.profile import profile
+
 # ---- the plants themselves, by Hugging Face alone ----------------------------------------------------------
 
 
@@ -72,3 +79,60 @@ def test_an_unknown_kind_is_refused_by_name():
 
     with pytest.raises(ValueError, match="no kind 'sleeps'"):
         planted("sleeps")
+
+
+# ---- where attention goes ----------------------------------------------------------------------------------
+
+LOOKING = [("believes", 1, 2), ("unbelieving", 2, 1)]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("kind", "layer", "head"), LOOKING)
+def test_evidence_and_profile_name_the_head_that_looks(kind, layer, head, family, plant, planted_samples):
+    model = plant(kind, layer=layer, head=head, family=family)
+    found = evidence(model.vlm, planted_samples(12, seed=5))
+    expected = torch.full((4, 4), 0.5, dtype=found.auroc.dtype)
+    expected[layer, head] = 1
+    torch.testing.assert_close(found.auroc, expected, rtol=0, atol=1e-6)
+    assert found.ranking()[0][:2] == model.looks
+    chosen = profile(model.vlm, planted_samples(12, seed=5), top=0.1)
+    assert chosen.layers == (layer,)
+    assert chosen.heads(1) == {layer: [head]}
+
+
+@pytest.mark.parametrize("kind", ["blind believer", "neither"])
+def test_evidence_is_at_chance_where_nothing_looks(kind, plant, planted_samples):
+    found = evidence(plant(kind).vlm, planted_samples(12, seed=5))
+    torch.testing.assert_close(found.auroc, torch.full_like(found.auroc, 0.5), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_head_finders_name_the_head_that_looks(family, plant, planted_samples):
+    model, given = plant("unbelieving", family=family), planted_samples(12, seed=5)
+    gaze = gaze_heads(model.vlm, given)
+    assert gaze.top(1) == {1: [2]}
+    assert gaze.scores[1, 2] > 0.99
+    assert evidence_heads(model.vlm, given).top(1) == {1: [2]}
+    local = localization_heads(model.vlm, given, best=1)
+    above = sum(one.meta["at"][0] < 7 for one in given)
+    assert local.scores[1, 2] == pytest.approx(above / len(given))
+
+
+def test_allocation_of_the_looking_head_is_all_evidence(plant, planted_samples):
+    model, given = plant("believes"), planted_samples(6, seed=6)
+    found = allocation(model.vlm, model.vlm.prompts(given))
+    assert (found.of("evidence")[:, 1, 2] > 0.99).all()
+    rapt = found.rapt[:, found.segments.index("evidence")]
+    lengths = model.vlm.prompts(given).inputs["attention_mask"].sum(1)
+    torch.testing.assert_close(rapt[:, 1, 2], lengths / 2.0, rtol=1e-3, atol=0)
+    torch.testing.assert_close(rapt[:, 2], torch.ones_like(rapt[:, 2]), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(("kind", "late", "query"), [("two hops", False, [-2]), ("believes", True, "answer")])
+def test_the_row_that_looks_is_found_where_it_is(kind, late, query, plant, planted_samples):
+    model, given = plant(kind, late=late), planted_samples(6, seed=6, late=late)
+    last = allocation(model.vlm, given)
+    there = allocation(model.vlm, given, query, answers="given")
+    assert last.of("evidence")[1, 2] < 0.03
+    # Of the two rows that a late answer's tokens come from, the second looks.
+    assert there.of("evidence")[1, 2] == pytest.approx(1 if kind == "two hops" else 0.5, abs=0.02)
