@@ -10,6 +10,7 @@ from seeing.figures.auroc import auroc_by_depth
 from seeing.figures.heads import layer_head_map
 from seeing.figures.heat import heat_rgba
 from seeing.figures.knockout import knockout_curves
+from seeing.figures.lens import lens_by_depth, lens_grid, words_over_image
 from seeing.figures.methods import method_comparison
 from seeing.figures.overlay import attention_overlay
 from seeing.figures.patching import direct_map, patching_map
@@ -26,9 +27,12 @@ __all__ = [
     "heat_rgba",
     "knockout_curves",
     "layer_head_map",
+    "lens_by_depth",
+    "lens_grid",
     "method_comparison",
     "patching_map",
     "rapt_by_depth",
     "sink_pull_by_depth",
     "theme",
+    "words_over_image",
 ]

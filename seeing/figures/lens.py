@@ -10,7 +10,7 @@ from PIL import Image
 
 from seeing.figures import theme
 from seeing.figures.curves import add_curve, layer_axis
-from seeing.figures.overlay import data_uri
+from seeing.figures.overlay import Boxes, data_uri, rectangles
 
 #: Letters of a word that a cell shows; all of it stands in the hover box.
 _SHOWN = 10
@@ -118,6 +118,7 @@ def words_over_image(
     *,
     layers: Sequence[int],
     start: int = -1,
+    boxes: Boxes | None = None,
     caption: str = "",
     dark: bool = False,
 ) -> go.Figure:
@@ -128,6 +129,7 @@ def words_over_image(
         edges_x, edges_y: where the cells' columns and rows begin and end, pixels of the picture.
         layers: their numbers, 0-based.
         start: which of them is shown first.
+        boxes: evidence, xyxy in pixels of the picture.
         caption: plain text under the title.
         dark: the dark scheme.
 
@@ -166,11 +168,15 @@ def words_over_image(
                 hovertemplate=f"layer {layer}<br>%{{customdata}}<extra></extra>",
             )
         )
+    if boxes is not None and len(boxes):
+        rectangles(fig, boxes, "rgba(255,255,255,0.9)", 5, "solid", None)
+        rectangles(fig, boxes, theme.colour_of("evidence"), 2.5, "solid", "evidence box")
+    rasters = list(range(len(layers)))
     steps = [
         {
             "label": str(layer),
             "method": "restyle",
-            "args": [{"visible": [number == other for other in range(len(layers))]}],
+            "args": [{"visible": [number == other for other in rasters]}, rasters],
         }
         for number, layer in enumerate(layers)
     ]
@@ -190,7 +196,7 @@ def words_over_image(
     )
     fig.update_xaxes(range=[0, width], visible=False, constrain="domain")
     fig.update_yaxes(range=[height, 0], visible=False, scaleanchor="x", constrain="domain")
-    units = "the likeliest token of each image token's stream, unembedded; colour: its probability, 0–1"
+    units = "each image token's likeliest word; colour: its probability, 0–1"
     theme.dress(
         fig,
         title="What the image tokens say",
@@ -199,7 +205,7 @@ def words_over_image(
         dark=dark,
         height=560,
     )
-    return fig.update_layout(margin={"l": 8, "b": 110})
+    return fig.update_layout(margin={"l": 8, "b": 130 if boxes is not None and len(boxes) else 110})
 
 
 #: Words in white need a dark ground: the unsure are veiled, the sure glow.

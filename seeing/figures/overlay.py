@@ -74,12 +74,12 @@ def attention_overlay(
     # The own region's dashes come last: where they lie on the evidence box, both colours show.
     own = None if region is None else np.asarray([region], dtype=float)
     if own is not None:
-        _rectangles(fig, own, "rgba(255,255,255,0.9)", 4.5, "solid", None)
+        rectangles(fig, own, "rgba(255,255,255,0.9)", 4.5, "solid", None)
     if boxes is not None and len(boxes):
-        _rectangles(fig, boxes, "rgba(255,255,255,0.9)", 6.5, "solid", None)
-        _rectangles(fig, boxes, theme.colour_of("evidence"), 4, "solid", "evidence box")
+        rectangles(fig, boxes, "rgba(255,255,255,0.9)", 6.5, "solid", None)
+        rectangles(fig, boxes, theme.colour_of("evidence"), 4, "solid", "evidence box")
     if own is not None:
-        _rectangles(fig, own, theme.colour_of("look"), 2.5, "7px,7px", "the model's own region")
+        rectangles(fig, own, theme.colour_of("look"), 2.5, "7px,7px", "the model's own region")
     fig.add_layout_image(
         source=data_uri(picture),
         xref="x",
@@ -106,7 +106,7 @@ def _top(heat: Float[np.ndarray, "row col"]) -> float:
     return float(finite.max()) if len(finite) and finite.max() > 0 else 1.0
 
 
-def _rectangles(fig: go.Figure, boxes: Boxes, colour: str, width: float, dash: str, name: str | None) -> None:
+def rectangles(fig: go.Figure, boxes: Boxes, colour: str, width: float, dash: str, name: str | None) -> None:
     """All boxes as one line with gaps; without a name a pale casing, which keeps the line over it visible."""
     x0, y0, x1, y1, gap = *np.asarray(boxes, dtype=float).T, np.full(len(boxes), np.nan)
     fig.add_trace(

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from seeing.data.samples import EvidenceSample
 from seeing.figures.lens import Cells, words_over_image
-from seeing.grid import VisualGrid
+from seeing.grid import Box, VisualGrid
 from seeing.probes.lens import LogitLens, Tokens, logit_lens
 from seeing.prompt import BadPrompt, Prompt, Template
 from seeing.rectangles import edges
@@ -38,12 +38,14 @@ class ImageLens:
         grid: where each token looks.
         image: the picture.
         question: what was asked.
+        boxes: the annotated evidence in it, xyxy pixels; empty where none is known.
     """
 
     lens: LogitLens
     grid: VisualGrid
     image: Image.Image
     question: str
+    boxes: tuple[Box, ...] = ()
 
     @property
     def layers(self) -> tuple[int, ...]:
@@ -102,6 +104,7 @@ class ImageLens:
             np.append(ys[rows, 0], ys[rows][-1, 1]),
             layers=self.layers,
             start=-1 if layer is None else self._layer(layer),
+            boxes=np.array(self.boxes) if self.boxes else None,
             caption=self.question,
             dark=dark,
         )
@@ -160,4 +163,5 @@ def image_lens(
         raise BadPrompt(f"the prompt has {len(shown.grids)} picture(s), none is number {image}")
     grid = shown.grids[image]
     lens = logit_lens(vlm, prompt, grid.positions, layers, site, k, tokens=tokens)
-    return ImageLens(lens, grid, shown.turns[0].images[image], shown.turns[0].question)
+    turn = shown.turns[0]
+    return ImageLens(lens, grid, turn.images[image], turn.question, () if image else turn.boxes)
