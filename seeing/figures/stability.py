@@ -43,8 +43,8 @@ def choice_by_size(
     """
     if len(names) != chosen.shape[1] or not set(kept) <= set(names):
         raise ValueError(
-            f"found {len(names)} names for {chosen.shape[1]} columns and {list(kept)} kept; expected one name "
-            f"a column, and kept ones among them"
+            f"found {len(names)} names for {chosen.shape[1]} columns and {list(kept)} kept; pass one name a "
+            f"column, and kept ones among them"
         )
     fig = make_subplots(rows=2, cols=1, row_heights=[0.45, 0.55], vertical_spacing=0.16)
     colour = theme.colour_of("look")

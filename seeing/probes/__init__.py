@@ -2,19 +2,39 @@
 
 from seeing.probes.allocation import Allocation, allocation
 from seeing.probes.evidence import Evidence, evidence
+from seeing.probes.gaze import gaze_heads
+from seeing.probes.heads import HeadScores, evidence_heads
 from seeing.probes.image_lens import ImageLens, image_lens
 from seeing.probes.lens import LogitLens, logit_lens
+from seeing.probes.localization import localization_heads
 from seeing.probes.profile import Profile, profile
+from seeing.probes.published import Published, published
+from seeing.probes.sinks import SinkDims, Sinks, sink_dims, sinks
+from seeing.probes.stability import Aurocs, Stability, aurocs, stability
 
 __all__ = [
     "Allocation",
+    "Aurocs",
     "Evidence",
+    "HeadScores",
     "ImageLens",
     "LogitLens",
     "Profile",
+    "Published",
+    "SinkDims",
+    "Sinks",
+    "Stability",
     "allocation",
+    "aurocs",
     "evidence",
+    "evidence_heads",
+    "gaze_heads",
     "image_lens",
+    "localization_heads",
     "logit_lens",
     "profile",
+    "published",
+    "sink_dims",
+    "sinks",
+    "stability",
 ]

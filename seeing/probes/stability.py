@@ -9,8 +9,9 @@ among the draws of one size ("pairs") does not lean on it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -19,10 +20,17 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from seeing.data.samples import EvidenceSample
 from seeing.figures import choice_by_size
+from seeing.metrics import auroc
 from seeing.probes.evidence import Evidence
+from seeing.probes.looks import looks
 from seeing.probes.profile import Profile, kept
+from seeing.probes.progress import Progress
+from seeing.probes.samples import Ledger, LeftOut
+from seeing.prompt import Template
 from seeing.stats import Interval
+from seeing.vlm import VLM
 
 Place = int | tuple[int, ...]
 
@@ -128,7 +136,7 @@ class Stability:
 
 
 def stability(
-    found: Evidence | Profile | Float[Tensor, "sample layer"],
+    found: Evidence | Profile | Aurocs | Float[Tensor, "sample layer"],
     sizes: Sequence[int] = (10, 20, 50, 100),
     *,
     heads: Float[Tensor, "sample layer head"] | None = None,
@@ -139,12 +147,14 @@ def stability(
     """How the choice of layers (and heads) changes with the number of samples.
 
     Args:
-        found: an evidence probe or a profile with its samples' AUROCs, or values (sample, layer); NaN is left
-            out.
+        found: an evidence probe or a profile with its samples' AUROCs, `aurocs`, or values (sample, layer);
+            NaN is left out.
         sizes: numbers of samples. Those above the number at hand are left out, and that number is put in.
         heads: values of heads by sample, for their choice; else those that ``found`` kept, if it did.
         top: the share that is chosen; by default the profile's, or 0.1.
         draws: of each size.
+
+    ``values = aurocs(vlm, samples)`` and ``stability(values)`` ask about heads too.
 
     Raises ValueError for a profile without samples (a loaded one), for fewer than two samples, and for
     settings that are no numbers of samples or draws.
@@ -166,8 +176,52 @@ def stability(
     return Stability(counted, by_layer, by_head, n, draws)
 
 
-def _values(found: Evidence | Profile | Tensor) -> tuple[Tensor, Tensor | None]:
+class Aurocs(NamedTuple):
+    """AUROC of each sample, of layers (their heads' mean row) and of heads."""
+
+    layers: Float[Tensor, "sample layer"]
+    heads: Float[Tensor, "sample layer head"]
+    ids: tuple[str, ...]
+    left_out: tuple[LeftOut, ...]
+
+
+def aurocs(
+    vlm: VLM,
+    samples: Iterable[EvidenceSample] | EvidenceSample,
+    *,
+    template: Template | None = None,
+    batch_size: int = 32,
+    progress: Progress = None,
+) -> Aurocs:
+    """AUROC of every layer and head on every sample: what `evidence` takes the means of.
+
+    One number a sample and head is kept. Raises ValueError when no sample could be counted.
+    """
+    ledger, layers, heads = Ledger(), [], []
+    settings = dict(template=template, batch_size=batch_size, progress=progress, what="AUROC")
+    for look in looks(vlm, samples, ledger, boxes=True, **settings):
+        placed = look.grid.placed
+        labels, weights = look.grid.labels(look.sample.boxes)[placed], look.weights[..., placed]
+        if labels.all() or not labels.any():
+            reason = "every image token is evidence" if labels.all() else "no image token sees the evidence"
+            ledger.leave_out(look.sample, reason)
+            continue
+        ledger.count(look.sample)
+        read = ~weights.isnan().any(-1).any(-1)
+        by_head = weights.new_full(weights.shape[:2], torch.nan)
+        by_head[read] = auroc(weights[read], labels)
+        by_layer = weights.new_full(weights.shape[:1], torch.nan)
+        by_layer[read] = auroc(weights[read].mean(1), labels)
+        layers.append(by_layer)
+        heads.append(by_head)
+    ledger.need("evidence that the model could see")
+    return Aurocs(torch.stack(layers), torch.stack(heads), tuple(ledger.ids), tuple(ledger.left_out))
+
+
+def _values(found: Evidence | Profile | Aurocs | Tensor) -> tuple[Tensor, Tensor | None]:
     """AUROCs by sample: of layers, and of heads where they were kept."""
+    if isinstance(found, Aurocs):
+        return found.layers, found.heads
     if isinstance(found, Tensor):
         return found, None
     if isinstance(found, Profile):
@@ -177,7 +231,7 @@ def _values(found: Evidence | Profile | Tensor) -> tuple[Tensor, Tensor | None]:
                 "after probes.profile(vlm, samples), or of probes.evidence(vlm, samples)"
             )
         found = found.evidence
-    if found.samples is None:
+    if not len(found.samples.auroc):
         raise ValueError("the evidence probe kept no values by sample; run it with per_sample=True")
     return found.samples.auroc, None
 
@@ -246,4 +300,4 @@ def _spelled(place: Place) -> str:
     return ".".join(map(str, place if isinstance(place, tuple) else (place,)))
 
 
-__all__ = ["Choice", "Stability", "stability"]
+__all__ = ["Aurocs", "Choice", "Stability", "aurocs", "stability"]
