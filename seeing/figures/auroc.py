@@ -1,4 +1,4 @@
-"""Evidence AUROC by depth: at which layers does attention tell the evidence from the rest of the image?"""
+"""Evidence locality by depth: at which layers does attention tell the evidence from the rest of the image?"""
 
 from collections.abc import Sequence
 
@@ -19,6 +19,9 @@ def auroc_by_depth(
     n: Sequence[int],
     chosen: Sequence[int] = (),
     title: str = "Evidence AUROC by depth",
+    metric: str = "AUROC",
+    units: str = "area under the ROC curve, 0–1",
+    chance: float | None = 0.5,
     dark: bool = False,
 ) -> go.Figure:
     """Mean AUROC of attention over image tokens against the evidence labels, a curve a group of samples.
@@ -30,6 +33,8 @@ def auroc_by_depth(
         n: samples behind each curve.
         chosen: the profiled layers, 0-based; marked.
         title: plain text.
+        metric: what is drawn, where it is not AUROC, and its ``units``.
+        chance: what attention gives that knows nothing of the evidence; None draws no line.
         dark: the dark scheme.
 
     Raises:
@@ -54,26 +59,29 @@ def auroc_by_depth(
             legendgroup=group,
             showlegend=True,
         )
-    fig.add_trace(
-        go.Scatter(
-            x=[-0.5, layers - 0.5],
-            y=[0.5, 0.5],
-            mode="lines",
-            line={"color": theme.colour_of("neutral"), "width": 1, "dash": "dot"},
-            name="chance (0.5)",
-            hoverinfo="skip",
+    if chance is not None:
+        fig.add_trace(
+            go.Scatter(
+                x=[-0.5, layers - 0.5],
+                y=[chance, chance],
+                mode="lines",
+                line={"color": theme.colour_of("neutral"), "width": 1, "dash": "dot"},
+                name=f"chance ({chance:g})",
+                hoverinfo="skip",
+            )
         )
-    )
     fig.update_xaxes(layer_axis(layers))
-    drawn = np.concatenate([mean.ravel(), low.ravel()])
-    drawn = drawn[np.isfinite(drawn)]
-    floor = min(0.48, float(drawn.min()) - 0.02) if len(drawn) else 0.48
-    fig.update_yaxes(title_text="AUROC", range=[floor, 1.01])
+    fig.update_yaxes(title_text=metric)
+    if metric == "AUROC":
+        drawn = np.concatenate([mean.ravel(), low.ravel()])
+        drawn = drawn[np.isfinite(drawn)]
+        floor = min(0.48, float(drawn.min()) - 0.02) if len(drawn) else 0.48
+        fig.update_yaxes(range=[floor, 1.01])
     return theme.dress(
         fig,
         title=title,
         n=theme.counts(n),
-        units="area under the ROC curve, 0–1; band: 95 % interval",
+        units=f"{units}; band: 95 % interval",
         dark=dark,
         height=360,
     )

@@ -1,25 +1,57 @@
 """Evidence locality: does a layer, does a head, look where the answer is?
 
-For each sample the attention of the last prompt token over the image tokens is compared with the
-labels that the annotated boxes give them. A layer's score is that of its heads' mean row, as in the
-paper (Liu et al. 2026, arXiv 2510.17771); a head's is its own. 0.5 is chance for AUROC.
+For each sample the attention of a row (the last prompt token's, or those that predict the answer's tokens)
+over the image tokens is compared with the labels that the annotated boxes give them. A layer's score is that
+of its heads' mean row, as in the paper (Liu et al. 2026, arXiv 2510.17771); a head's is its own. 0.5 is
+chance for AUROC. What some call AUPRC is `average_precision` here, as in scikit-learn, the sum over thresholds,
+which does not interpolate. `mass` is the share of the attention *to the picture* that falls on evidence.
+
+The same is asked of the vision tower (``stack="vision"``), whose own attention looks before any question is
+read: there the row is that of its CLS token, or where it has none the mean over all its queries, and the keys
+are patches (see `vision`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+import warnings
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
 
 import pandas as pd
+import plotly.graph_objects as go
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
+from seeing import figures
 from seeing.data.samples import EvidenceSample
-from seeing.metrics import Locality, locality
-from seeing.probes.reading import Progress, Reading, checked, read_samples
-from seeing.prompt import Template
-from seeing.vlm import VLM
+from seeing.metrics import Locality
+from seeing.probes.locality import Group, Look, Sums, text_looks
+from seeing.probes.progress import Progress
+from seeing.probes.reading import read_rows
+from seeing.probes.rounds import Answers, rounds
+from seeing.probes.samples import Ledger, LeftOut
+from seeing.probes.vision import tower_looks
+from seeing.prompt import Prompt, Template
+from seeing.vlm import VLM, Queries
+
+#: What a sample must have to be counted.
+NEEDED = "evidence that the model could see"
+
+
+class Bounds(NamedTuple):
+    """The ends of a 95 % interval, per metric."""
+
+    low: Locality
+    high: Locality
+
+
+class Intervals(NamedTuple):
+    """Intervals of the means: of each head, (layer, head), and of each layer's mean row, (layer,)."""
+
+    heads: Bounds
+    layers: Bounds
 
 
 @dataclass(frozen=True)
@@ -29,16 +61,31 @@ class Evidence:
     Attributes:
         heads: per metric (layer, head), the mean over samples.
         layers: per metric (layer,), of the heads' mean row, the mean over samples.
-        samples: per metric (sample, layer), of the heads' mean row.
+        samples: per metric (sample, layer), of the heads' mean row; no sample for ``per_sample=False``.
         ids: the samples counted, in the order of ``samples``.
         left_out: (id, reason) of each sample that has no locality: no boxes, or no token sees them.
+        counts: per metric (layer, head), the samples behind the mean; the others were NaN there.
+        intervals: of the means, 95 %, by Poisson bootstrap. NaN where the mean is infinite.
+        tokens: per metric (sample, layer, row) of the heads' mean row, where several rows a sample were asked
+            for; NaN behind shorter answers.
+        partly_seen: (id, share) of each sample of whose evidence the model saw only this share of the area.
+        stack: "text" or "vision", whose attention it is.
+        correct: the same over the samples answered rightly, where that was asked (``by_answer``).
+        wrong: the same over the others.
     """
 
     heads: Locality
     layers: Locality
     samples: Locality
     ids: tuple[str, ...]
-    left_out: tuple[tuple[str, str], ...]
+    left_out: tuple[LeftOut, ...] | tuple[tuple[str, str], ...]
+    counts: Locality | None = field(default=None, repr=False)
+    intervals: Intervals | None = field(default=None, repr=False)
+    tokens: Locality | None = field(default=None, repr=False)
+    partly_seen: tuple[tuple[str, float], ...] = ()
+    stack: str = "text"
+    correct: Evidence | None = field(default=None, repr=False)
+    wrong: Evidence | None = field(default=None, repr=False)
 
     @property
     def auroc(self) -> Float[Tensor, "layer head"]:
@@ -47,7 +94,14 @@ class Evidence:
 
     @property
     def n(self) -> int:
+        """Samples counted."""
         return len(self.ids)
+
+    @property
+    def groups(self) -> dict[str, Evidence]:
+        """ "all", and "correct" and "wrong" where the samples were parted by the answer."""
+        parts = {} if self.correct is None else {"correct": self.correct, "wrong": self.wrong}
+        return {"all": self, **parts}
 
     def ranking(self, below: int | None = None) -> list[tuple[int, int, float]]:
         """(layer, head, AUROC) from the best head down; only layers < ``below``, where it is given."""
@@ -57,7 +111,65 @@ class Evidence:
         return [(layer, head, float(auroc[layer, head])) for layer, head in places]
 
     def to_frame(self) -> pd.DataFrame:
-        """One row a layer and head, one column a metric; head −1 is the heads' mean row."""
+        """One row a layer and head, one column a metric; head −1 is the heads' mean row.
+
+        Where the samples were parted by the answer a column ``group`` says which of them.
+        """
+        frames = {group: found._frame() for group, found in self.groups.items()}
+        if len(frames) == 1:
+            return frames["all"]
+        return pd.concat(frames, names=["group"]).reset_index("group").reset_index(drop=True)
+
+    def figure(
+        self, dark: bool = False, *, metric: str = "auroc", chosen: Iterable[int] = (), heads: bool = False
+    ) -> go.Figure:
+        """A metric by depth with 95 % intervals; correct answers solid, wrong dashed, where they are parted.
+
+        Args:
+            metric: one of `Locality`'s fields.
+            chosen: layers to mark.
+            heads: the map of layers × heads of all samples instead.
+        """
+        name, units, chance = _SHOWN[metric]
+        if heads:
+            return figures.layer_head_map(
+                getattr(self.heads, metric).numpy(),
+                metric=f"Evidence {name}",
+                n=self.n,
+                units=units,
+                marginal=getattr(self.layers, metric).numpy(),
+                chosen_layers=tuple(chosen),
+                dark=dark,
+            )
+        groups = {one: part for one, part in self.groups.items() if one != "all" and part.n} or self.groups
+        mean, low, high = (
+            torch.stack([getattr(part, metric) for part in parts]).numpy()
+            for parts in (
+                [one.layers for one in groups.values()],
+                [one._interval("low") for one in groups.values()],
+                [one._interval("high") for one in groups.values()],
+            )
+        )
+        return figures.auroc_by_depth(
+            mean,
+            low,
+            high,
+            groups=list(groups),
+            n=[one.n for one in groups.values()],
+            chosen=tuple(chosen),
+            title=f"Evidence {name} by depth" + (" of the vision tower" if self.stack == "vision" else ""),
+            metric=name,
+            units=units,
+            chance=chance,
+            dark=dark,
+        )
+
+    def _interval(self, end: str) -> Locality:
+        if self.intervals is None:
+            return Locality(*(torch.full_like(metric, torch.nan) for metric in self.layers))
+        return getattr(self.intervals.layers, end)
+
+    def _frame(self) -> pd.DataFrame:
         n_layers, n_heads = self.auroc.shape
         rows = []
         for layer in range(n_layers):
@@ -71,90 +183,128 @@ class Evidence:
         return pd.DataFrame(rows)
 
 
+#: How a figure calls a metric, its units, and what chance gives.
+_SHOWN = {
+    "auroc": ("AUROC", "area under the ROC curve, 0–1", 0.5),
+    "average_precision": ("average precision", "area under precision–recall, 0–1", None),
+    "ndcg": ("NDCG", "of all tokens, 0–1", None),
+    "mass": ("mass", "share of the attention to the picture, 0–1", None),
+    "density_ratio": ("density ratio", "an evidence token ÷ another image token", 1.0),
+    "pointing": ("pointing", "the top token is evidence, 0–1", None),
+}
+
+
 def evidence(
     vlm: VLM,
-    samples: Iterable[EvidenceSample] | EvidenceSample,
+    samples: Prompt | Iterable[EvidenceSample] | EvidenceSample,
     *,
+    queries: Queries = "last",
+    stack: Literal["text", "vision"] = "text",
+    rule: Literal["any", "half", "all"] = "any",
+    answers: Answers = "own",
+    by_answer: bool = False,
+    per_sample: bool = True,
     template: Template | None = None,
     batch_size: int = 32,
-    progress: Progress | None = None,
+    progress: Progress = None,
 ) -> Evidence:
-    """Evidence locality per layer and head, over samples with evidence boxes.
+    """Evidence locality per layer and head, over samples with evidence boxes (or the rows of a prompt).
 
     Args:
+        queries: which rows look: "last", the prompt's last token; "answer", the rows that predict the tokens
+            of an answer; a span's name, or positions. Each row is scored by itself, and a sample counts with
+            the mean of its rows.
+        stack: "text", or "vision" for the tower's own attention to its patches.
+        rule: which tokens are evidence: "any", "half" or "all" of the token's box on the boxes
+            (`VisualGrid.labels`). The paper's is "any".
+        answers: for "answer" over samples: the model's "own" greedy answer, or the first "given".
+        by_answer: let the model answer, and part the samples into those it gets right (exact match) and
+            wrong: ``.correct`` and ``.wrong``.
+        per_sample: keep a number a sample and layer; False for memory that does not grow with the data.
         template: how the question is asked (see `VLM.prompt`).
         batch_size: samples in one forward pass.
-        progress: called with the number of samples done.
+        progress: None shows a bar, False nothing; a function is called with the number of samples done.
 
+    Warns once where evidence lies outside what the model saw, and names the samples in ``partly_seen``.
     Raises ValueError when no sample could be counted; the reasons are in the message.
+
+    Example:
+        ``probes.evidence(vlm, samples, by_answer=True).figure()``
     """
-    collected, ids, left_out = EvidenceSums(), [], []
-    for batch, reading in read_samples(
-        vlm, checked(samples), template=template, batch_size=batch_size, progress=progress
-    ):
-        for row, sample in enumerate(batch):
-            reason = collected.add(reading, row)
-            if reason is None:
-                ids.append(sample.id)
-            else:
-                left_out.append((sample.id, reason))
-    if not ids:
-        reasons = "; ".join(f"{one}: {why}" for one, why in left_out[:3]) or "no samples were given"
-        raise ValueError(f"no sample has evidence that the model could see ({reasons})")
-    return collected.result(tuple(ids), tuple(left_out))
-
-
-class EvidenceSums:
-    """Running sums of locality: what `evidence` keeps of each sample, and the mean at the end."""
-
-    def __init__(self):
-        self._heads: list[Tensor] | None = None
-        self._counts: list[Tensor] | None = None
-        self._layers: list[Locality] = []
-
-    def add(self, reading: Reading, row: int) -> str | None:
-        """Count row ``row`` of a reading. Returns why it can't be counted, or None."""
-        turn = reading.prompt.turns[row]
-        if not turn.boxes:
-            return "no evidence boxes"
-        prompt, rows = reading.prompt.keys, reading.over_images
-        grid = prompt.grids[prompt.grid_rows.index(row)]
-        labels = grid.labels(turn.boxes)
-        seen, labels = grid.placed, labels[grid.placed]
-        if not labels.any():
-            return "no image token sees the evidence"
-        if labels.all():
-            return "every image token is evidence"
-        scores = rows[row, :, :, -1][..., grid.positions[seen]]
-        heads, layers = _where_read(scores, labels)
-        if self._heads is None:
-            self._heads = [torch.zeros_like(metric) for metric in heads]
-            self._counts = [torch.zeros_like(metric) for metric in heads]
-        for total, count, metric in zip(self._heads, self._counts, heads):
-            total += metric.nan_to_num(0.0, posinf=float("inf"))
-            count += ~metric.isnan()
-        self._layers.append(layers)
-        return None
-
-    def result(self, ids: tuple[str, ...], left_out: tuple[tuple[str, str], ...]) -> Evidence:
-        samples = Locality(*(torch.stack(metric) for metric in zip(*self._layers)))
-        return Evidence(
-            heads=Locality(*(total / count for total, count in zip(self._heads, self._counts))),
-            layers=Locality(*(metric.nanmean(0) for metric in samples)),
-            samples=samples,
-            ids=ids,
-            left_out=left_out,
+    if stack not in ("text", "vision"):
+        raise ValueError(f"a stack is 'text' or 'vision', got {stack!r}")
+    if stack == "vision" and not (isinstance(queries, str) and queries == "last"):
+        raise ValueError(
+            f"the tower is asked by its CLS token or the mean of all its queries; queries={queries!r} names "
+            f"rows of the text"
         )
+    ledger, sums, partly_seen = Ledger(), Sums(by_answer, per_sample), []
+    asked = dict(answers=answers, by_answer=by_answer, template=template)
+    for ids, looks, right in _looked(
+        vlm, samples, ledger, queries, stack, rule, batch_size=batch_size, progress=progress, **asked
+    ):
+        partly_seen += [(one, look.seen) for one, look in zip(ids, looks) if not look.saw_all]
+        for one, look in zip(ids, looks):
+            if look.reason is None:
+                ledger.ids.append(one)
+            else:
+                ledger.leave_out(one, look.reason)
+        sums.add(ids, looks, right)
+    _tell(partly_seen, len(ledger.ids) + len(ledger.left_out))
+    ledger.need(NEEDED)
+    parts = {name: _evidence(group, stack) for name, group in sums.groups.items()}
+    whole = vars(parts.pop("all")) | dict(left_out=tuple(ledger.left_out), partly_seen=tuple(partly_seen))
+    return Evidence(**whole | parts)
 
 
-def _where_read(scores: Float[Tensor, "layer head token"], labels: Bool[Tensor, " token"]) -> tuple:
-    """Locality of every head and of the heads' mean row; NaN in layers without rows."""
-    read = ~scores.isnan().any(-1).any(-1)
-    found = locality(scores[read], labels), locality(scores[read].mean(1), labels)
+def _looked(
+    vlm: VLM,
+    samples: Prompt | Iterable[EvidenceSample] | EvidenceSample,
+    ledger: Ledger,
+    queries: Queries,
+    stack: str,
+    rule: str,
+    **settings,
+) -> Iterator[tuple[list[str], list[Look], list[bool] | None]]:
+    """Batch by batch: ids, what each sample's rows see, and whether it was answered rightly."""
 
-    def spread(metric: Tensor) -> Tensor:
-        whole = metric.new_full((len(read), *metric.shape[1:]), torch.nan)
-        whole[read] = metric
-        return whole
+    def looks(prompt: Prompt) -> list[Look]:
+        if stack == "vision":
+            return tower_looks(vlm, prompt, rule)
+        return text_looks(read_rows(vlm, prompt, queries), rule)
 
-    return tuple(Locality(*map(spread, one)) for one in found)
+    if isinstance(samples, Prompt):
+        if settings["by_answer"] or settings["template"] is not None:
+            raise ValueError("a prompt stands as it is and knows no answer; give samples for these")
+        yield [str(row) for row in range(len(samples))], looks(samples), None
+        return
+    for one in rounds(vlm, samples, ledger, queries, boxes=True, what="evidence", **settings):
+        yield [sample.id for sample in one.samples], looks(one.prompt), one.right
+
+
+def _evidence(group: Group, stack: str) -> Evidence:
+    """The result of one group of samples."""
+    (heads, layers), (counts, _) = group.mean, group.counts
+    low, high = group.interval
+    return Evidence(
+        heads,
+        layers,
+        group.samples,
+        tuple(group.ids),
+        (),
+        counts,
+        Intervals(Bounds(low[0], high[0]), Bounds(low[1], high[1])),
+        group.tokens,
+        stack=stack,
+    )
+
+
+def _tell(partly_seen: list[tuple[str, float]], n: int) -> None:
+    if partly_seen:
+        some = ", ".join(f"{one} ({share:.0%})" for one, share in partly_seen[:3])
+        more = ", …" if len(partly_seen) > 3 else ""
+        warnings.warn(
+            f"the model did not see all of the evidence of {len(partly_seen)} of {n} samples: {some}{more}. "
+            f"What a crop cut off is in no number; .partly_seen lists them",
+            stacklevel=3,
+        )

@@ -1,21 +1,87 @@
-"""Reading attention rows over a data set: the one loop that all probes of attention share."""
+"""Reading attention rows: which rows are asked about, and what a pass gives of them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from itertools import islice
+from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from seeing.data.samples import EvidenceSample
-from seeing.prompt import Prompt, Template
+from seeing.edits import BadEdit
+from seeing.edits.moment import Moment
+from seeing.edits.select import Selector, selector
+from seeing.probes.progress import Progress
+from seeing.prompt import BadPrompt, Prompt
+from seeing.queries import positions
 from seeing.vlm import VLM, Queries
 
-#: Told how many samples are done, after each batch.
-Progress = Callable[[int], None]
+__all__ = ["Asked", "Progress", "Reading", "batched", "read_rows"]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The query rows that a question is about, row by row of a batch.
+
+    Attributes:
+        positions: (batch, query) in the padded sequence; shorter rows repeat their last one.
+        valid: (batch, query), False for what is repeated.
+    """
+
+    positions: Int[Tensor, "batch query"]
+    valid: Bool[Tensor, "batch query"]
+
+    @classmethod
+    def of(cls, prompt: Prompt, queries: Queries = "last") -> Asked:
+        """The rows that ``queries`` says.
+
+        "last" is the prompt's own last token; "answer" are the rows that predict the tokens of the answer
+        that the prompt carries (`Prompt.with_answer`), one a token; a span's name, positions or a mask are as
+        in ``vlm.cache``, but that rows of a batch may have spans of different lengths.
+        """
+        if isinstance(queries, str) and queries != "all":
+            return cls.of_table(_named(prompt, queries))
+        found = positions(queries, prompt.length, torch.device("cpu"))
+        found = torch.arange(prompt.length) if found is None else found
+        table = found.expand(len(prompt), -1) if found.ndim == 1 else found
+        if len(table) != len(prompt):
+            raise BadPrompt(f"queries are given for {len(table)} rows, the batch has {len(prompt)}")
+        return cls(table, torch.ones_like(table, dtype=torch.bool))
+
+    @classmethod
+    def of_table(cls, table: Int[Tensor, "batch query"]) -> Asked:
+        """Rows of positions, filled with −1 behind the shorter ones."""
+        valid = table >= 0
+        last = table.gather(1, (valid.sum(1, keepdim=True) - 1).clamp(min=0))
+        return cls(torch.where(valid, table, last), valid)
+
+    def mean(self, values: Float[Tensor, "batch *axes query"]) -> Float[Tensor, " batch *axes"]:
+        """The mean over each row's queries; NaN entries are left out."""
+        shape = (len(values), *[1] * (values.ndim - 2), -1)
+        return values.masked_fill(~self.valid.view(shape), torch.nan).nanmean(-1)
+
+
+def _named(prompt: Prompt, name: str) -> Int[Tensor, "batch query"]:
+    forced = "predicts" in prompt.spans
+    if name == "answer" and not forced:
+        raise BadPrompt(
+            "the prompt carries no answer whose rows could be read; give it one: prompt.with_answer(…)"
+        )
+    if name == "last" and not forced:
+        return torch.full((len(prompt), 1), prompt.length - 1)
+    if name in ("answer", "last"):
+        predicts = prompt.spans["predicts"]
+        return predicts if name == "answer" else predicts[:, :1]
+    if name not in prompt.spans:
+        known = ", ".join((*prompt.spans, "last", "all"))
+        raise BadPrompt(f"no rows are called {name!r}; this prompt has {known}, and positions")
+    table = prompt.spans[name]
+    if (empty := (table < 0).all(1)).any():
+        raise BadPrompt(f"row {int(empty.nonzero()[0])} of the prompt has no token in its span {name!r}")
+    return table
 
 
 @dataclass(frozen=True)
@@ -25,13 +91,17 @@ class Reading:
     Attributes:
         rows: (batch, layer, head, query, key) over the tokens of the sequence. NaN in layers that have
             no attention over them (linear layers, cross-attention layers).
+        asked: which rows these are.
         cross: the same over the image's keys of cross-attention layers, NaN in all others; None for a
             model without such layers.
+        sinks: (batch, layer, key), the tokens that a selector found to be sinks; None where none was given.
     """
 
     prompt: Prompt
     rows: Float[Tensor, "batch layer head query key"]
+    asked: Asked
     cross: Float[Tensor, "batch layer head query image_key"] | None = None
+    sinks: Bool[Tensor, "batch layer key"] | None = None
 
     @property
     def over_images(self) -> Float[Tensor, "batch layer head query image_key"]:
@@ -40,14 +110,33 @@ class Reading:
 
 
 def read_rows(
-    vlm: VLM, prompt: Prompt, queries: Queries = "last", layers: Iterable[int] | None = None
+    vlm: VLM,
+    prompt: Prompt,
+    queries: Queries = "last",
+    layers: Iterable[int] | None = None,
+    *,
+    sinks: Any = None,
 ) -> Reading:
-    """The rows of ``queries`` in all text layers (or in ``layers``), one forward pass, any kernel."""
-    layers = range(vlm.cfg.n_layers) if layers is None else layers
+    """The rows of ``queries`` in all text layers (or in ``layers``), one forward pass, any kernel.
+
+    ``sinks`` is a selector (`seeing.edits.sinks`) that is resolved in the same pass, layer by layer.
+    """
+    # Rows are counted in the prompt that runs, which an edit of its pictures may make longer or shorter.
+    shown = vlm.shown(prompt)
+    asked = Asked.of(shown, queries)
+    layers = list(range(vlm.cfg.n_layers) if layers is None else layers)
     kernels = vlm.sites.kernels["text"]
     names = {layer: f"text.{layer}.attn.pattern" for layer in layers if layer in kernels}
-    cache = vlm.cache(prompt, list(names.values()), queries)
-    found = {layer: cache[name].cpu() for layer, name in names.items()}
+    if sinks is None:
+        marks = {}
+        cache = vlm.cache(prompt, list(names.values()), asked.positions)
+        found = {layer: cache[name].cpu() for layer, name in names.items()}
+    else:
+        looking = _Looking(vlm, shown, asked, _sinks(vlm, sinks))
+        with torch.no_grad(), vlm.trace(prompt) as tracer:
+            looking.run(list(names))
+            tracer.stop()
+        found, marks = looking.rows, looking.marks
 
     def stacked(cross: bool) -> Tensor | None:
         own = {layer: rows for layer, rows in found.items() if kernels[layer].cross == cross}
@@ -58,44 +147,48 @@ def read_rows(
 
     cross, rows = stacked(True), stacked(False)
     if rows is None:
-        shape = (*cross.shape[:-1], prompt.length)
+        shape = (*cross.shape[:-1], shown.length)
         rows = cross.new_full(shape, torch.nan)
-    return Reading(prompt, rows, cross)
+    nowhere = torch.zeros(len(shown), shown.length, dtype=torch.bool)
+    sunk = torch.stack([marks.get(layer, nowhere) for layer in layers], 1) if sinks is not None else None
+    return Reading(shown, rows, asked, cross, sunk)
 
 
-def read_samples(
-    vlm: VLM,
-    samples: Iterable[EvidenceSample],
-    *,
-    template: Template | None = None,
-    batch_size: int = 32,
-    progress: Progress | None = None,
-) -> Iterator[tuple[list[EvidenceSample], Reading]]:
-    """Each batch of samples with the rows of its last prompt tokens. Memory holds one batch at a time."""
-    done = 0
-    for batch in batched(samples, batch_size):
-        for sample in batch:
-            if not isinstance(sample, EvidenceSample):
-                raise TypeError(f"a probe takes EvidenceSamples, got {type(sample).__name__}")
-        yield batch, read_rows(vlm, vlm.prompts(batch, template=template))
-        done += len(batch)
-        if progress is not None:
-            progress(done)
+class _Looking:
+    """Rows and sinks of one pass; what a selector watches is dropped when its layer is behind."""
+
+    def __init__(self, vlm: VLM, prompt: Prompt, asked: Asked, sinks: Selector):
+        self.vlm, self.sinks = vlm, sinks
+        self.positions = asked.positions.to(vlm.device)
+        self.at = Moment.before(prompt)
+        self.rows: dict[int, Tensor] = {}
+        self.marks: dict[int, Tensor] = {}
+
+    def run(self, layers: list[int]) -> None:
+        """Called in a trace."""
+        for layer in layers:
+            watched = sorted(self.sinks.watches(layer))
+            for name in watched:
+                self.at.readings[name] = self.vlm.sites[name].read()
+            if not self.vlm.sites.kernels["text"][layer].cross:
+                self.marks[layer] = replace(self.at, layer=layer).mask(self.sinks).cpu()
+            for name in watched:
+                del self.at.readings[name]
+            self.rows[layer] = self.vlm.sites[f"text.{layer}.attn.pattern"].rows(self.positions).cpu()
 
 
-def batched(samples: Iterable, size: int) -> Iterator[list]:
-    """Lists of ``size`` consecutive samples; the last one may be shorter."""
+def _sinks(vlm: VLM, spec: Any) -> Selector:
+    found = selector(spec)
+    if found.reads:
+        raise BadEdit(f"sinks are found in what enters a layer, or given as positions; {found!r} reads rows")
+    found.fit(vlm)
+    return found
+
+
+def batched(items: Iterable, size: int) -> Iterator[list]:
+    """Lists of ``size`` consecutive items; the last one may be shorter."""
     if size < 1:
         raise ValueError(f"a batch holds at least one sample, got batch_size={size}")
-    samples = iter(samples)
-    while batch := list(islice(samples, size)):
+    items = iter(items)
+    while batch := list(islice(items, size)):
         yield batch
-
-
-def checked(samples: Iterable[EvidenceSample] | EvidenceSample) -> Sequence[EvidenceSample] | Iterable:
-    """``samples`` as an iterable of samples; one sample stands for a list of one."""
-    if isinstance(samples, EvidenceSample):
-        return [samples]
-    if isinstance(samples, (str, bytes)) or not isinstance(samples, Iterable):
-        raise TypeError(f"a probe takes EvidenceSamples, got {type(samples).__name__}")
-    return samples

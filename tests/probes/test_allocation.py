@@ -18,9 +18,9 @@ def shares(random, crowded):
 
 def by_hand(attention, labels, query=-1):
     """(mass, RAPT) of each segment, from (layer, head, query, key): <bos>, 64 of the image, the question."""
-    row = attention[:, :, query]
-    labels = np.pad(labels, (1, row.shape[-1] - 65))
-    place = np.arange(row.shape[-1])
+    place = np.arange(attention.shape[-1])[: query + 1 or None]  # what a causal row can see
+    row = attention[:, :, query, place]
+    labels = np.pad(labels, (1, attention.shape[-1] - 65))[place]
     image = (place >= 1) & (place < 65)
     masks = {
         "image": image,
@@ -30,7 +30,8 @@ def by_hand(attention, labels, query=-1):
         "non-evidence": image & ~labels,
     }
     return {
-        name: (row[..., mask].sum(-1), row[..., mask].mean(-1) / row.mean(-1)) for name, mask in masks.items()
+        name: (row[..., mask].sum(-1), row[..., mask].sum(-1) / mask.sum() / row.mean(-1))
+        for name, mask in masks.items()
     }
 
 
