@@ -26,7 +26,7 @@ from __future__ import annotations
 import copy
 import functools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -90,11 +90,6 @@ class Planted:
         return torch.cat(self.eager(**inputs, output_attentions=True).attentions)
 
 
-def answer_id(answer: str) -> int:
-    """The token of an answer."""
-    return TOKEN[answer]
-
-
 def samples(n: int, seed: int = 0, **fixed: Any) -> list[EvidenceSample]:
     """Random pictures and questions, see `sample`; questions differ in length, so that batches are padded."""
     rng = np.random.default_rng(seed)
@@ -132,18 +127,30 @@ def sample(
     row, col = (drawn[2], 2 + drawn[3]) if at is None else at
     old = bool(drawn[4]) if old is None else old
     codes[row, col : col + 2] = code
-    angles = 2 * math.pi * codes / N
-    colours = np.stack([0.5 + 0.4 * np.cos(angles), 0.5 + 0.4 * np.sin(angles), np.zeros_like(angles)], -1)
-    colours[row, col : col + 2, 2] = 1
-    pixels = (255 * colours).round().astype(np.uint8).repeat(tile, 0).repeat(tile, 1)
     return EvidenceSample(
         id=name,
-        image=Image.fromarray(pixels),
+        image=_painted(codes, row, col, tile),
         question=f"what is on the marked tile in the {'old ' * old}{PLACES[place]} ?",
         answers=("it " * late + ANSWERS[code],),
         boxes=((col * tile, row * tile, (col + 2) * tile, (row + 1) * tile),),
-        meta={"code": code, "place": place, "at": (row, col)},
+        meta={"code": code, "place": place, "at": (row, col), "codes": codes},
     )
+
+
+def recoded(one: EvidenceSample, step: int = 3) -> EvidenceSample:
+    """The same sample but for the code of its marked tiles, which is ``step`` further on."""
+    (row, col), codes = one.meta["at"], one.meta["codes"].copy()
+    codes[row, col : col + 2] = code = (one.meta["code"] + step) % N
+    answer = one.answers[0][:-1] + ANSWERS[code]
+    image = _painted(codes, row, col, one.image.size[1] // soil.ROWS)
+    return replace(one, image=image, answers=(answer,), meta={**one.meta, "code": code, "codes": codes})
+
+
+def _painted(codes: np.ndarray, row: int, col: int, tile: int) -> Image.Image:
+    angles = 2 * math.pi * codes / N
+    colours = np.stack([0.5 + 0.4 * np.cos(angles), 0.5 + 0.4 * np.sin(angles), np.zeros_like(angles)], -1)
+    colours[row, col : col + 2, 2] = 1
+    return Image.fromarray((255 * colours).round().astype(np.uint8).repeat(tile, 0).repeat(tile, 1))
 
 
 @functools.cache
