@@ -26,6 +26,7 @@ def patching_map(
     direction: str,
     n: int,
     title: str = "Activation patching",
+    units: str = "share of the way to the other run",
     dark: bool = False,
 ) -> go.Figure:
     """Heat maps with layers from left to right, one panel a site (spans down) or a span (heads down).
@@ -37,6 +38,7 @@ def patching_map(
         direction: "denoise" or "noise".
         n: pairs behind each value.
         title: plain text.
+        units: what the effect is counted in.
         dark: the dark scheme.
 
     Raises:
@@ -79,7 +81,7 @@ def patching_map(
         fig,
         title=title,
         n=f"n = {n:,}",
-        units=f"share of the way to the other run, {_DIRECTIONS[direction]}; by {metric}",
+        units=f"{units}, {_DIRECTIONS[direction]}; by {metric}",
         dark=dark,
         height=max(320, min(1400, 170 + 40 * len(panels) + 24 * rows)),
     )

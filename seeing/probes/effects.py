@@ -13,7 +13,6 @@ sees what moves beside the answer: Zhang & Nanda 2024 (arXiv 2309.16042) compare
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -131,8 +130,3 @@ def percent_change(
     −100 takes the answer away altogether; without bound above.
     """
     return 100 * torch.expm1(logprob - base)
-
-
-def padded(ids: Sequence[Int[Tensor, " token"]]) -> Int[Tensor, "batch token"]:
-    """Answers of different lengths as one table, −1 behind the shorter ones."""
-    return torch.nn.utils.rnn.pad_sequence(list(ids), batch_first=True, padding_value=-1)

@@ -74,6 +74,13 @@ class Bootstrap:
         self._total += torch.tensordot(taken, torch.where(there, values, 0.0), 1)
         self._weight += torch.tensordot(taken, there.double(), 1)
 
+    @property
+    def means(self) -> Float[Tensor, "draw ..."]:
+        """Each draw's mean; NaN where it took no sample. Raises ValueError when nothing was added."""
+        if self._total is None:
+            raise ValueError("nothing was added, so there is no interval; add one sample at least")
+        return self._total / torch.where(self._weight > 0, self._weight, torch.nan)
+
     def interval(self, level: float = 0.95) -> Interval:
         """The percentile interval of each entry's mean: two tensors; NaN where nothing was counted.
 
@@ -81,12 +88,8 @@ class Bootstrap:
         """
         if not 0 < level < 1:
             raise ValueError(f"expected a level in (0, 1), got {level}")
-        if self._total is None:
-            raise ValueError("nothing was added, so there is no interval; add one sample at least")
-        # A draw that took no sample of an entry says nothing about it.
-        means = self._total / torch.where(self._weight > 0, self._weight, torch.nan)
         ends = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)
-        low, high = torch.nanquantile(means, ends, dim=0)
+        low, high = torch.nanquantile(self.means, ends, dim=0)
         return Interval(low, high)
 
 

@@ -1,0 +1,153 @@
+"""The stream at the row that answers, part by part, and the linear way on from it to the logits.
+
+What a head, an MLP or an embedding adds to the residual stream stays in it up to the last layer, multiplied
+by the factors that a family puts behind its layers. So the last stream is a sum of parts, and the final norm,
+its statistic frozen, is linear in them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from seeing.families import FamilyContractError
+from seeing.prompt import Prompt
+from seeing.unembedding import plain
+from seeing.vlm import VLM
+
+
+@dataclass(frozen=True)
+class Stream:
+    """What is in the stream at the row that predicts the answer's first token.
+
+    Attributes:
+        embed: (batch, d_model).
+        heads: by layer (batch, head, d_model); layers whose heads can't be told apart are missing.
+        attn, mlp, other: (batch, layer, d_model), as they arrive in the last stream: multiplied by the
+            factors of the layers behind them, where a family has those.
+        last: (batch, d_model) their sum, which the final norm is given.
+        normed: (batch, d_model) what the norm gave.
+    """
+
+    embed: Float[Tensor, "batch d_model"]
+    heads: dict[int, Float[Tensor, "batch head d_model"]]
+    attn: Float[Tensor, "batch layer d_model"]
+    mlp: Float[Tensor, "batch layer d_model"]
+    other: Float[Tensor, "batch layer d_model"]
+    last: Float[Tensor, "batch d_model"]
+    normed: Float[Tensor, "batch d_model"]
+
+    @classmethod
+    def of(cls, vlm: VLM, prompt: Prompt) -> Stream:
+        """Read in one pass; of every name the one position only is kept."""
+        n_layers, layers = vlm.cfg.n_layers, range(vlm.cfg.n_layers)
+        apart = [layer for layer in layers if f"text.{layer}.attn.result" in vlm.sites]
+        names = [f"text.{layer}.{site}" for layer in layers for site in ("resid_pre", "attn_out", "mlp_out")]
+        names += [f"text.{layer}.attn.z" for layer in apart]
+        names += [f"text.{n_layers - 1}.resid_post", "text.norm"]
+        read = _read(vlm, prompt, [name for name in vlm.sites if name in set(names)])
+
+        def along(site: str) -> Tensor:
+            return torch.stack([read[f"text.{layer}.{site}"] for layer in layers], 1).float()
+
+        pre, attn, mlp = along("resid_pre"), along("attn_out"), along("mlp_out")
+        last = read[f"text.{n_layers - 1}.resid_post"].float()
+        scale = torch.tensor([float(_factor(layer)) for layer in vlm.family.text(vlm._module).layers])
+        # What a layer adds is multiplied by its own factor and by those of all layers behind it.
+        arrives = scale.flip(0).cumprod(0).flip(0).to(last.device)
+        own = (scale.to(last.device)[:, None] * (pre + attn + mlp)).to(last)
+        other = torch.cat([pre[:, 1:], last[:, None]], 1) - own
+        behind = torch.cat([arrives[1:], arrives.new_ones(1)])
+        heads = {layer: _heads(vlm, layer, read[f"text.{layer}.attn.z"]) * arrives[layer] for layer in apart}
+        return cls(
+            embed=pre[:, 0] * arrives[0],
+            heads=heads,
+            attn=attn * arrives[:, None],
+            mlp=mlp * arrives[:, None],
+            other=other * behind[:, None],
+            last=last,
+            normed=read["text.norm"].float(),
+        )
+
+
+def _read(vlm: VLM, prompt: Prompt, names: Sequence[str]) -> dict[str, Tensor]:
+    """Values at the row that predicts the answer's first token, one pass."""
+    column, values = int(prompt.spans["predicts"][0, 0]), {}
+    with torch.no_grad(), vlm.trace(prompt) as tracer:
+        for name in names:
+            # A copy: what is served is live, and the whole of it need not be kept.
+            values[name] = vlm.sites[name].read()[:, column].clone()
+        tracer.stop()
+    return values
+
+
+def _heads(
+    vlm: VLM, layer: int, z: Float[Tensor, "batch head d_head"]
+) -> Float[Tensor, "batch head d_model"]:
+    """What each head adds to the stream, `attn.result`, of one position."""
+    with torch.no_grad():
+        return vlm.sites[f"text.{layer}.attn.result"].map.heads(z[:, None])[:, 0].float()
+
+
+def _factor(layer: nn.Module) -> Tensor | float:
+    """By what a layer multiplies the stream at its end (Gemma 4); 1 in all other families."""
+    return getattr(layer, "layer_scalar", 1.0)
+
+
+@dataclass(frozen=True)
+class FrozenNorm:
+    """The final norm at some values of the stream, its statistic frozen: centre(x) · gain + bias.
+
+    ``gain`` is (batch, d_model), the norm's own over the root mean square; ``centred`` says whether the mean
+    is taken away first, as layer norm does and RMS norm does not.
+    """
+
+    gain: Float[Tensor, "batch d_model"]
+    bias: Float[Tensor, " d_model"]
+    centred: bool
+
+    @classmethod
+    def at(cls, norm: nn.Module | None, stream: Float[Tensor, "batch d_model"]) -> FrozenNorm:
+        """Found by asking the norm itself. Raises FamilyContractError when it is no such norm."""
+        if norm is None:
+            zero = torch.zeros_like(stream[0])
+            return cls(torch.ones_like(stream), zero, False)
+        dtype = next(norm.parameters()).dtype
+        with torch.no_grad():
+
+            def ask(value: Tensor) -> Tensor:
+                return plain(norm, value.to(dtype)).to(stream)
+
+            bias = ask(torch.zeros_like(stream[:1]))[0]
+            # Of mean 0, root mean square 1, so that its size stands for itself in either kind of norm.
+            probe = torch.ones_like(stream[:1])
+            probe[:, 1::2] = -1
+            probe = probe - probe.mean()
+            probe = 1e3 * probe / probe.pow(2).mean().sqrt()
+            weight = (ask(probe) - bias) * probe.pow(2).mean().sqrt() / probe
+            normed = ask(stream)
+            centred = bool((ask(torch.ones_like(probe)) - bias).abs().max() < 0.01 * weight.abs().max())
+            inner = stream - stream.mean(-1, keepdim=True) if centred else stream
+            size = (inner * weight).norm(dim=-1, keepdim=True)
+            found = cls(weight * (normed - bias).norm(dim=-1, keepdim=True) / size, bias, centred)
+        gap = (found(stream) - normed).abs().max() / normed.abs().max()
+        if not gap < (1e-3 if dtype == torch.float32 else 3e-2):
+            raise FamilyContractError(
+                f"the final norm ({type(norm).__name__}) is neither an RMS norm nor a layer norm: with its "
+                f"statistic frozen it misses its own output by {float(gap):.2g}, so the logits can't be "
+                f"taken apart"
+            )
+        return found
+
+    def __call__(self, stream: Float[Tensor, "batch d_model"]) -> Float[Tensor, "batch d_model"]:
+        inner = stream - stream.mean(-1, keepdim=True) if self.centred else stream
+        return inner * self.gain + self.bias
+
+    def pulled(self, direction: Float[Tensor, "batch d_model"]) -> Float[Tensor, "batch d_model"]:
+        """The direction of the stream that a direction behind the norm reads."""
+        found = direction * self.gain
+        return found - found.mean(-1, keepdim=True) if self.centred else found
