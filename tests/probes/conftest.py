@@ -1,6 +1,8 @@
 """What tests of probes share: the planted models."""
 
+import numpy as np
 import pytest
+from PIL import Image
 from tiny import planted
 
 
@@ -14,3 +16,14 @@ def plant():
 def planted_samples():
     """``planted_samples(n, seed, …)``: pictures and questions for them; what is given is not drawn."""
     return planted.samples
+
+
+@pytest.fixture(scope="session")
+def noise():
+    """``noise(width, height, seed)``: a picture of smooth noise."""
+
+    def draw(width: int = 76, height: int = 52, seed: int = 0) -> Image.Image:
+        coarse = np.random.default_rng(seed).integers(0, 256, (7, 9, 3), dtype=np.uint8)
+        return Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
+
+    return draw
