@@ -9,6 +9,7 @@ not said here. The load proof then holds the family to its word on the model at 
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ from jaxtyping import Int
 from PIL import Image
 from torch import Tensor, nn
 
+from seeing.families.patches import Patches, class_tokens, split
 from seeing.grid import VisualGrid
 
 
@@ -190,6 +192,26 @@ class Family(ABC):
         queries of a row are not those of the same prompt alone. None where the model counts by itself.
         """
         return (attention_mask.cumsum(1) - 1).clamp(min=0)
+
+    def patches(self, model: nn.Module, processor: Any, grid: VisualGrid, length: int) -> tuple[Patches, ...]:
+        """The tower's patches of one picture, one `Patches` a row of its batch, in order.
+
+        Each level of ``grid``, the places of the picture's tokens, is one such row: perhaps a class token,
+        then in reading order the patches, of which k × k are one token. ``length`` is how many tokens a row
+        has. Raises `FamilyContractError` where that can't be, ValueError where it is not known.
+        """
+        cls = class_tokens(model.get_encoder(modality="image"))
+        found = []
+        for level in grid.levels:
+            tokens = level.rows * level.cols
+            merge = math.isqrt((length - cls) // tokens)
+            if tokens * merge**2 + cls != length:
+                raise FamilyContractError(
+                    f"{self.name}: the tower has rows of {length} tokens, {cls} of them a class token; "
+                    f"{level.rows}×{level.cols} image tokens of k×k patches each can't be that"
+                )
+            found.append(Patches(split(grid, level, merge, cls), tuple(range(cls))))
+        return tuple(found)
 
     def patch_order(self, model: nn.Module, inputs: Mapping[str, Tensor]) -> Int[Tensor, " patch"] | None:
         """For a packed tower: the tower's slot of each patch, pictures in order and each in reading order.

@@ -20,6 +20,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from seeing.families.family import Family, FamilyContractError, Stack
+from seeing.families.patches import Patches, split
 from seeing.families.squashed import whole_grid
 from seeing.families.stacks import decoder_stack, raster_tower
 from seeing.grid import VisualGrid
@@ -52,6 +53,14 @@ class Gemma4(Family):
     def n_tokens(self, model: nn.Module, processor: Any, image_size: tuple[int, int]) -> int:
         rows, cols, _ = _raster(processor.image_processor, image_size)
         return rows * cols
+
+    def patches(self, model: nn.Module, processor: Any, grid: VisualGrid, length: int) -> tuple[Patches, ...]:
+        pool = processor.image_processor.pooling_kernel_size
+        if len(grid) * pool**2 > length:
+            raise FamilyContractError(
+                f"gemma4: {len(grid)} image tokens of {pool}×{pool} patches, but the tower has {length}"
+            )
+        return (Patches(split(grid, grid.levels[0], pool)),)
 
     def grid(
         self, model: nn.Module, processor: Any, image_size: tuple[int, int], positions: Tensor

@@ -27,6 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from seeing.families.family import Family, FamilyContractError
+from seeing.families.patches import Patches, class_tokens, split
 from seeing.families.stacks import DecoderAndTower
 from seeing.grid import Level, View, VisualGrid, cells
 from seeing.rectangles import ROUNDING
@@ -66,6 +67,19 @@ class LlavaNext(DecoderAndTower):
             view=View.cut(image_size, canvas.resized),
             levels=tuple(levels),
         )
+
+    def patches(self, model: nn.Module, processor: Any, grid: VisualGrid, length: int) -> tuple[Patches, ...]:
+        """The whole picture, then the canvas tile by tile, borders and all."""
+        tile = self._tile(model, processor)
+        cls, n = class_tokens(model.get_encoder(modality="image")), tile.patches
+        if n * n + cls != length:
+            raise FamilyContractError(
+                f"{self.name}: a tile has {n}×{n} patches and {cls} class token, the tower {length} tokens"
+            )
+        views = Canvas.of(processor.image_processor, tile, grid.image_size).views()
+        slots, known = cls + torch.arange(n * n), tuple(range(cls))
+        tiles = [VisualGrid.regular(grid.image_size, view, n, n, slots, name="tile") for view in views]
+        return tuple(Patches(one, known) for one in (split(grid, grid.levels[0], 1, cls), *tiles))
 
     def _raster(self, model: nn.Module, canvas: Canvas) -> tuple[int, int]:
         """(rows, cols) of the tokens of the tiles, newlines not counted."""
@@ -117,6 +131,9 @@ class OnevisionSquares(LlavaOnevision):
         levels = (Level("patch", tile.patches, tile.patches),)
         return VisualGrid(image_size, positions, torch.cat([boxes, newline]), view, levels)
 
+    def patches(self, model: nn.Module, processor: Any, grid: VisualGrid, length: int) -> tuple[Patches, ...]:
+        return Family.patches(self, model, processor, grid, length)
+
 
 @dataclass(frozen=True)
 class Tile:
@@ -162,6 +179,17 @@ class Canvas:
         boxes[:, :cols, [1, 3]] = ys[:, None]
         boxes[(boxes[..., 2:] - boxes[..., :2] <= ROUNDING).any(-1)] = np.nan
         return torch.from_numpy(boxes.reshape(-1, 4))
+
+    def views(self) -> list[View]:
+        """What the patches of each tile cover, row by row; borders lie outside the picture."""
+        side, seen = self.tile.side, self.tile.patches * self.tile.patch
+        left, top = ((count * side - length) // 2 for count, length in zip(self.tiles, self.resized))
+        corners = [
+            (col * side - left, row * side - top)
+            for row in range(self.tiles[1])
+            for col in range(self.tiles[0])
+        ]
+        return [View.cut(self.image_size, self.resized, (x, y, x + seen, y + seen)) for x, y in corners]
 
     def _cut(self, axis: int) -> int:
         """Patches that are cut off at each of the two ends of an axis."""

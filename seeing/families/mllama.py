@@ -21,10 +21,12 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from seeing.families.family import Family, FamilyContractError, Stack
+from seeing.families.patches import Patches, joined, split
 from seeing.families.stacks import decoder_stack
 from seeing.grid import Level, View, VisualGrid, cells
 
@@ -95,6 +97,19 @@ class Mllama(Family):
             view=View.cut(image_size, resized),
             levels=tuple(levels),
         )
+
+    def patches(self, model: nn.Module, processor: Any, grid: VisualGrid, length: int) -> tuple[Patches, ...]:
+        """All tiles in one sequence: of each its class token, the patches, and padding to a multiple of 8."""
+        config = model.config.vision_config
+        n = config.image_size // config.patch_size
+        tile = -(-(1 + n * n) // 8) * 8
+        if config.max_num_tiles * tile != length:
+            raise FamilyContractError(
+                f"mllama: {config.max_num_tiles} tiles of {tile} tokens each, but the tower has {length}"
+            )
+        starts = tile * np.arange(len(grid.levels))
+        tiles = [split(grid, level, 1, start=1) for level in grid.levels]
+        return (Patches(joined(tiles, starts), tuple(starts.tolist())),)
 
     def tokenized(self, processor: Any, text: str) -> str:
         """The processor puts the first token behind the pictures of a text that lacks it."""

@@ -3,8 +3,8 @@
 For each sample the attention of a row (the last prompt token's, or those that predict the answer's tokens)
 over the image tokens is compared with the labels that the annotated boxes give them. A layer's score is that
 of its heads' mean row, as in the paper (Liu et al. 2026, arXiv 2510.17771); a head's is its own. 0.5 is
-chance for AUROC. What some call AUPRC is `average_precision` here, as in scikit-learn, the sum over thresholds,
-which does not interpolate. `mass` is the share of the attention *to the picture* that falls on evidence.
+chance for AUROC. What some call AUPRC is `average_precision` here, as in scikit-learn: a sum over thresholds
+that does not interpolate. `mass` is the share of the attention *to the picture* that falls on evidence.
 
 The same is asked of the vision tower (``stack="vision"``), whose own attention looks before any question is
 read: there the row is that of its CLS token, or where it has none the mean over all its queries, and the keys
