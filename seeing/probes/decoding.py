@@ -18,7 +18,7 @@ from torch import Tensor
 from seeing.edits import BadEdit
 from seeing.edits.layers import Around, Slice, layers_of, layers_said
 from seeing.edits.moment import Moment
-from seeing.edits.select import Positions, selector
+from seeing.edits.select import Positions, Selector, selector
 from seeing.families import FamilyContractError
 from seeing.names import UnknownName, expand
 from seeing.prompt import BadPrompt, Prompt
@@ -58,30 +58,38 @@ class Decoded:
         return cls(*(torch.cat([getattr(part, one.name) for part in parts]) for one in fields(cls)))
 
 
-def places_of(prompt: Prompt, positions: Any, *, unpadded: bool = False) -> Bool[Tensor, "batch pos"]:
-    """The positions that ``positions`` means, as a mask; every row of the prompt has some.
-
-    "last" is the prompt's own last token, also where an answer is put behind it, and "answer" are then the
-    positions that predict the answer's tokens. ``unpadded``: positions by number count from a row's first
-    token, not from the padding before it. Raises `BadEdit`, `BadPrompt`, `EmptySelection`.
-    """
-    real = prompt.inputs["attention_mask"].bool().cpu()
+def place_selector(positions: Any) -> Selector | str:
+    """What stands for places: "last" and "answer" as they are, a selector for all else. Raises `BadEdit`."""
     if isinstance(positions, str) and positions in ("last", "answer"):
-        return _predicting(prompt, real, positions)
+        return positions
     chosen = selector(positions)
     if chosen.reads or chosen.watches(None):
         raise BadEdit(
             f"{positions!r} is known while the model runs; a lens is laid over positions that the prompt "
             f"knows: a span, positions, boxes"
         )
+    return chosen
+
+
+def places_of(prompt: Prompt, positions: Any, *, unpadded: bool = False) -> Bool[Tensor, "batch pos"]:
+    """The positions that ``positions`` means, as a mask; every row of the prompt has some.
+
+    "last" is the prompt's own last token, also where an answer is put behind it, and "answer" are then the
+    positions that predict the answer's tokens. ``unpadded``: positions by number count from a row's own first
+    token, or from its last one before an answer. Raises `BadEdit`, `BadPrompt`, `EmptySelection`.
+    """
+    real, chosen = prompt.inputs["attention_mask"].bool().cpu(), place_selector(positions)
+    if isinstance(chosen, str):
+        return _predicting(prompt, real, chosen)
     if isinstance(chosen, Positions) and chosen.length is None and unpadded:
         rows = chosen.rows * len(prompt) if len(chosen.rows) == 1 else chosen.rows
-        padding = padding_of(prompt).tolist()
         chosen = Positions(
-            tuple(tuple(one + shift if one >= 0 else one for one in row) for row, shift in zip(rows, padding))
+            tuple(
+                tuple(one + shift if one >= 0 else one - prompt.n_given for one in row)
+                for row, shift in zip(rows, padding_of(prompt).tolist())
+            )
         )
-    at = Moment.before(prompt)
-    return at.some(chosen, "positions", decodes=False) & real
+    return Moment.before(prompt).some(chosen, "positions", decodes=False) & real
 
 
 def _predicting(prompt: Prompt, real: Bool[Tensor, "batch pos"], what: str) -> Bool[Tensor, "batch pos"]:

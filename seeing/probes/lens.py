@@ -22,10 +22,18 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from seeing.data.samples import EvidenceSample
-from seeing.edits import EmptySelection
+from seeing.edits import BadEdit, EmptySelection
 from seeing.edits.layers import whole
 from seeing.figures.lens import Cells, lens_by_depth, lens_grid
-from seeing.probes.decoding import Decoded, decode, lens_layers, padding_of, places_of, words_of
+from seeing.probes.decoding import (
+    Decoded,
+    decode,
+    lens_layers,
+    padding_of,
+    place_selector,
+    places_of,
+    words_of,
+)
 from seeing.probes.progress import Progress
 from seeing.probes.samples import Ledger, LeftOut, batches
 from seeing.prompt import BadPrompt, Prompt, Template
@@ -201,7 +209,8 @@ class _Gathered:
     """The places of all prompts so far, decoded."""
 
     def __init__(self, vlm: VLM, positions: Any, layers: tuple[int, ...], site: str, k: int, tokens: Tokens):
-        self.vlm, self.positions, self.layers, self.site, self.k = vlm, positions, layers, site, k
+        self.vlm, self.layers, self.site, self.k = vlm, layers, site, k
+        self.positions = place_selector(positions)
         self.tokens = _checked(tokens, vlm.cfg.d_vocab)
         self.ledger = Ledger()
         self.decoded: list[Decoded] = []
@@ -234,7 +243,7 @@ class _Gathered:
         for row, sample in enumerate(samples):
             try:
                 masks.append(places_of(prompt.take([row]), self.positions, unpadded=True))
-            except (EmptySelection, BadPrompt) as error:
+            except (EmptySelection, BadEdit, BadPrompt) as error:
                 self.ledger.leave_out(sample, str(error))
                 masks.append(torch.zeros(1, prompt.length, dtype=torch.bool))
         return torch.cat(masks)
