@@ -9,6 +9,9 @@ from jaxtyping import Float
 from seeing.figures import theme
 from seeing.figures.curves import add_curve, check_curves, layer_axis
 
+#: Segments that share the colour of another: which, and their own marker.
+_KIN = {"answer": ("text", "pentagon"), "template": ("text", "x"), "sinks": ("neutral", "star")}
+
 
 def rapt_by_depth(
     mean: Float[np.ndarray, "curve layer"],
@@ -27,7 +30,8 @@ def rapt_by_depth(
     Args:
         mean: RAPT, a ratio ≥ 0; NaN leaves a gap.
         low, high: the 95 % interval of each mean; NaN leaves the band out.
-        segments: "evidence", "non-evidence", "image", "question" or "text", one a curve.
+        segments: "evidence", "non-evidence", "image" (or "image:0" …), "question", "answer", "template",
+            "text" or "sinks", one a curve.
         groups: "all", "correct" or "wrong", one a curve.
         n: samples behind each curve.
         title: plain text.
@@ -43,19 +47,16 @@ def rapt_by_depth(
     for i, (segment, group) in enumerate(zip(segments, groups, strict=True)):
         if group not in theme.DASHES:
             raise ValueError(f"found the group {group!r}, expected one of {sorted(theme.DASHES)}; rename it")
-        if segment not in theme.SYMBOLS:
-            raise ValueError(
-                f"found the segment {segment!r}, expected one of {sorted(theme.SYMBOLS)}; rename it"
-            )
+        colour, symbol = _look_of(segment)
         add_curve(
             fig,
             mean[i],
             np.maximum(low[i], floor),
             high[i],
             name=segment if segment not in segments[:i] else f"{segment}, {group}",
-            colour=theme.colour_of(segment),
+            colour=colour,
             dash=theme.DASHES[group],
-            symbol=theme.SYMBOLS[segment] + ("-open" if group == "wrong" else ""),
+            symbol=symbol + ("-open" if group == "wrong" else ""),
             legendgroup=segment,
             showlegend=segment not in segments[:i],
         )
@@ -90,6 +91,16 @@ def rapt_by_depth(
         dark=dark,
         height=400,
     )
+
+
+def _look_of(segment: str) -> tuple[str, str]:
+    """The colour and the marker of a segment's curves."""
+    kind = "image" if segment.startswith("image:") else segment
+    kin, symbol = _KIN.get(kind, (kind, theme.SYMBOLS.get(kind)))
+    if symbol is None:
+        known = sorted((*theme.SYMBOLS, *_KIN))
+        raise ValueError(f"found the segment {segment!r}, expected one of {known}; rename it")
+    return theme.colour_of(kin), symbol
 
 
 def _floor(mean: Float[np.ndarray, "curve layer"], low: Float[np.ndarray, "curve layer"]) -> float:

@@ -31,7 +31,7 @@ CHUNK = 2**24
 
 @dataclass(frozen=True)
 class Placed:
-    """Patches of the prompt's picture number ``picture``, and which ``item`` of the tower's batch has them."""
+    """Patches of the prompt's picture number ``picture``, in row ``item`` of the tower's batch."""
 
     picture: int
     item: int
@@ -95,6 +95,7 @@ class _Looking:
         self.vlm, self.prompt = vlm, prompt
         self.rows: list[Tensor] = []
         self.placed: tuple[Placed, ...] = ()
+        self.weights: Tensor | None = None
 
     def run(self) -> None:
         """Called in a trace."""
@@ -140,18 +141,19 @@ def place(vlm: VLM, prompt: Prompt, items: int, length: int) -> tuple[Placed, ..
         start += share if in_one_row else len(own)
     if not in_one_row and start != items:
         raise FamilyContractError(
-            f"{vlm.family.name}: the tower runs {items} rows, by the family's geometry the pictures have {start}"
+            f"{vlm.family.name}: the tower runs {items} rows, the pictures have {start} by the family's "
+            f"geometry"
         )
     return tuple(found)
 
 
 def _shares(vlm: VLM, keys: Prompt, length: int) -> list[int]:
-    """How many of the ``length`` tokens of one row are each picture's: patches per token are the same in all."""
+    """How many of the ``length`` tokens of one row are each picture's; all have as many patches a token."""
     tokens = [sum(level.rows * level.cols for level in grid.levels) for grid in keys.grids]
     per_token, left = divmod(length, sum(tokens) or 1)
     if left or not per_token or not all(tokens):
         raise FamilyContractError(
-            f"{vlm.family.name}: the tower runs {length} patches for pictures of {tokens} placed image tokens, "
-            f"which is no whole number of patches a token"
+            f"{vlm.family.name}: the tower runs {length} patches for pictures of {tokens} placed image "
+            f"tokens, which is no whole number of patches a token"
         )
     return [per_token * count for count in tokens]
