@@ -2,14 +2,20 @@
 
 import pytest
 import torch
-from tiny.planted import ANSWERS, KINDS
+from tiny.planted import ANSWERS, KINDS, recoded
 from tiny.soil import FAMILIES
 
+from seeing import edits as E
 from seeing.probes.allocation import allocation
+from seeing.probes.attribution import attribution
 from seeing.probes.evidence import evidence
 from seeing.probes.gaze import gaze_heads
 from seeing.probes.heads import evidence_heads
+from seeing.probes.knockout import knockout
+from seeing.probes.lens import logit_lens
 from seeing.probes.localization import localization_heads
+from seeing.probes.patching import patching
+from seeing.probes.paths import direct_effects, path_patching
 from seeing.probes.profile import profile
 
 # ---- the plants themselves, by Hugging Face alone ----------------------------------------------------------
@@ -118,6 +124,16 @@ def test_head_finders_name_the_head_that_looks(family, plant, planted_samples):
     assert local.scores[1, 2] == pytest.approx(above / len(given))
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_tower_has_one_head_that_looks(family, plant, planted_samples):
+    model = plant("neither", family=family)
+    found = evidence(model.vlm, planted_samples(6, seed=5), stack="vision")
+    expected = torch.full((3, 2), 0.5, dtype=found.auroc.dtype)
+    expected[model.tower] = 1
+    torch.testing.assert_close(found.auroc, expected, rtol=0, atol=1e-6)
+    assert found.heads.mass[model.tower] > 0.98
+
+
 def test_allocation_of_the_looking_head_is_all_evidence(plant, planted_samples):
     model, given = plant("believes"), planted_samples(6, seed=6)
     found = allocation(model.vlm, model.vlm.prompts(given))
@@ -136,3 +152,89 @@ def test_the_row_that_looks_is_found_where_it_is(kind, late, query, plant, plant
     assert last.of("evidence")[1, 2] < 0.03
     # Of the two rows that a late answer's tokens come from, the second looks.
     assert there.of("evidence")[1, 2] == pytest.approx(1 if kind == "two hops" else 0.5, abs=0.02)
+
+
+# ---- where the answer comes from ---------------------------------------------------------------------------
+
+
+def test_the_lens_shows_the_layer_that_answers(plant, planted_samples):
+    model, given = plant("believes", layer=2, head=1), planted_samples(8, seed=7, unusual=True)
+    found = logit_lens(model.vlm, given)
+    assert (found.ranks[:, 2:, 0] == 0).all()
+    assert (found.logprobs[:, 2:, 0] > -0.1).all()
+    usual = [one.meta["place"] for one in given]
+    for layer in range(2):
+        assert [said[layer][0] for said in map(found.said, range(8))] == [ANSWERS[one] for one in usual]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_patching_of_heads_names_the_head_that_carries_the_answer(family, plant, planted_samples):
+    model, given = plant("believes", family=family), planted_samples(4, seed=8, unusual=True)
+    found = patching(model.vlm, given, recoded, heads=True, spans=("last",), metric="logit_diff")
+    expected = torch.zeros(4, 4)
+    expected[1, 2] = 1
+    torch.testing.assert_close(found.at(span="last").float(), expected, rtol=0, atol=0.02)
+
+
+@pytest.mark.parametrize(("direction", "family"), [("denoise", "qwen2_vl"), ("noise", "llava")])
+def test_patching_of_the_stream_shows_both_hops(direction, family, plant, planted_samples):
+    model, given = plant("two hops", family=family), planted_samples(4, seed=9, unusual=True)
+    spans = ("evidence", "non-evidence", "question", "last")
+    found = patching(model.vlm, given, recoded, spans=spans, direction=direction, metric="logit_diff")
+    # resid_post: evidence until layer 1 reads it, the question until layer 3 does, then the end
+    expected = torch.tensor([[1, 0, 0, 0], [0, 0, 1, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
+    torch.testing.assert_close(found.effect[0].float(), expected.float(), rtol=0, atol=0.02)
+
+
+def test_patching_of_heads_shows_both_hops(plant, planted_samples):
+    model, given = plant("two hops"), planted_samples(4, seed=9, unusual=True)
+    found = patching(model.vlm, given, recoded, heads=True, spans=("question", "last"), metric="logit_diff")
+    assert {place[:3] for place in found.top(2)} == {(1, 2, "question"), (3, 3, "last")}
+    assert all(place[3] == pytest.approx(1, abs=0.02) for place in found.top(2))
+    assert found.top(3)[2][3] < 0.02
+
+
+def test_direct_paths_lead_from_the_last_hop_only(plant, planted_samples):
+    for kind, last in (("believes", (1, 2)), ("two hops", (3, 3)), ("unbelieving", (0, 3))):
+        model, given = plant(kind), planted_samples(4, seed=10, unusual=True)
+        direct = direct_effects(model.vlm, given, answers="own")
+        assert direct.ranking()[0][:2] == last
+        assert direct.heads[last] == pytest.approx(direct.total, rel=0.35)
+        if model.by_picture:
+            paths = path_patching(model.vlm, given, recoded)
+            assert paths.top(1)[0][:2] == last
+            assert paths.top(1)[0][2] == pytest.approx(1, abs=0.02)
+            assert abs(paths.top(2)[1][2]) < 0.02
+
+
+FLOWS = ("evidence->question", "evidence->last", "random->last", "question->last", "last->last")
+
+
+#: By kind, where cutting one edge in one layer takes the answer away.
+HOPS = {
+    "believes": {("evidence->last", 1)},
+    "unbelieving": {("question->last", 0)},
+    "blind believer": {("evidence->last", 1)},
+    "neither": {("question->last", 0)},
+    "two hops": {("evidence->question", 1), ("question->last", 3)},
+}
+
+
+@pytest.mark.parametrize(("kind", "family"), [*zip(KINDS, [*FAMILIES, *FAMILIES, "qwen2_vl"])])
+def test_knockout_finds_each_flow_in_its_layer_and_no_other(kind, family, plant, planted_samples):
+    model, given = plant(kind, family=family), planted_samples(4, seed=11, unusual=True)
+    found = knockout(model.vlm, given, flows=FLOWS, window=1, answers="own")
+    strong = (found.percent < -50).nonzero().tolist()
+    assert {(found.flows[one], found.layers[place]) for one, place in strong} == HOPS[kind]
+    assert found.percent[found.flows.index("random->last")].abs().max() < 10
+
+
+def test_attribution_names_the_edge_and_the_value_that_carry_the_answer(plant, planted_samples):
+    model, given = plant("believes"), planted_samples(4, seed=12, unusual=True)
+    found = attribution(model.vlm, given, recoded)
+    assert found.top(1)[0][:3] == (1, 2, "last")
+    assert found.top(1)[0][3] == pytest.approx(found.gap, rel=0.02)
+    # Query heads 2 and 3 share key head 1.
+    assert found.top(1, "values")[0][:3] == (1, 1, "evidence")
+    covered = attribution(model.vlm, given, E.Occlude("evidence"), direction="noise")
+    assert covered.top(1, "edges")[0][:3] == (1, 2, "evidence")
