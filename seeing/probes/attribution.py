@@ -258,10 +258,7 @@ class Attributed:
         columns = tuple(runs.base.spans.mask("predicts").any(0).nonzero()[:, 0].tolist())
         base = vlm.cache(runs.base, [*names, "logits"], list(columns), grad=True)
         metric = runs.measure(_answering(base["logits"], runs.base))
-        found = torch.autograd.grad(metric.sum(), [base[name] for name in names], allow_unused=True)
-        grads = {
-            name: torch.zeros_like(base[name]) if grad is None else grad for name, grad in zip(names, found)
-        }
+        grads = dict(zip(names, torch.autograd.grad(metric.sum(), [base[name] for name in names])))
         kept = {name: base[name].detach() for name in names}
         goal = vlm.cache(runs.goal, names, list(columns))
         return cls(vlm, pair, runs, grads, kept, goal, settings.spans, columns)

@@ -93,12 +93,9 @@ def divergence(
     return each.masked_fill(ids < 0, 0.0).sum(1)
 
 
-def rival(
-    logits: Float[Tensor, "batch token d_vocab"], ids: Int[Tensor, "batch token"]
-) -> Int[Tensor, " batch"]:
-    """What a run would rather say first than anything else, the answer left out: the foil of an answer."""
-    first = logits[:, 0].float()
-    return first.scatter(1, ids[:, :1].to(first.device), -torch.inf).argmax(1)
+def rival(logits: Float[Tensor, "batch d_vocab"], answer: Int[Tensor, " batch"]) -> Int[Tensor, " batch"]:
+    """What a run would rather say than anything else but the answer: the foil of an answer."""
+    return logits.scatter(1, answer[:, None].to(logits.device), -torch.inf).argmax(1)
 
 
 def differs(clean: Float[Tensor, " batch"], corrupted: Float[Tensor, " batch"]) -> Bool[Tensor, " batch"]:
@@ -123,8 +120,8 @@ def share_moved(
 
 
 def percent_change(
-    logprob: Float[Tensor, "*places batch"], base: Float[Tensor, " batch"]
-) -> Float[Tensor, "*places batch"]:
+    logprob: Float[Tensor, "batch ..."], base: Float[Tensor, "batch ..."]
+) -> Float[Tensor, "batch ..."]:
     """100 · (p′ − p) / p of the answer's probability: the change that knockouts are published in.
 
     −100 takes the answer away altogether; without bound above.

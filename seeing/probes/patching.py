@@ -197,7 +197,7 @@ def patching(
         what="patched pairs",
     ):
         runs = Runs.of(vlm, pair, direction, metric)
-        sums.add(runs, runs.patched(places))
+        sums.add(runs.start, runs.end, runs.patched(places))
         ledger.ids.extend(pair.ids)
     ledger.need("a clean and a corrupted side to compare")
     return sums.result(axes, metric, direction, ledger)
@@ -246,7 +246,7 @@ class Runs:
             raise ValueError(f"a direction is 'denoise' or 'noise', got {direction!r}")
         clean, corrupted = (vlm.score(one).logits.float().cpu() for one in (pair.clean, pair.corrupted))
         ids = answer_ids(pair.clean)
-        measure = Measure(metric, ids, rival(corrupted, ids), clean.log_softmax(-1))
+        measure = Measure(metric, ids, rival(corrupted[:, 0], ids[:, 0]), clean.log_softmax(-1))
         sides = (pair.corrupted, pair.clean) if direction == "denoise" else (pair.clean, pair.corrupted)
         return cls(vlm, *sides, clean, corrupted, measure, direction)
 
@@ -284,9 +284,15 @@ class Sums:
             Bootstrap(),
         )
 
-    def add(self, runs: Runs, patched: Float[Tensor, "place batch"]) -> None:
-        self.share.add(share_moved(patched, runs.start, runs.end).T)
-        change, gap = (patched - runs.start).T, (runs.end - runs.start)[:, None]
+    def add(
+        self,
+        start: Float[Tensor, " batch"],
+        end: Float[Tensor, " batch"],
+        patched: Float[Tensor, "place batch"],
+    ) -> None:
+        """Add a batch: the metric of the run that is changed, of the other one, and under each patch."""
+        self.share.add(share_moved(patched, start, end).T)
+        change, gap = (patched - start).T, (end - start)[:, None]
         self.change.add(change)
         self.gap.add(gap)
         # Side by side, so that a draw weighs a sample's change and its gap alike.

@@ -168,7 +168,7 @@ def path_patching(
         what="patched paths",
     ):
         paths = _Paths.of(vlm, pair.clean, pair.corrupted, direction, metric)
-        sums.add(paths, paths.patched())
+        sums.add(paths.start, paths.end, paths.patched())
         ledger.ids.extend(pair.ids)
     ledger.need("a clean and a corrupted side to compare")
     axes = {"layer": tuple(range(vlm.cfg.n_layers)), "head": tuple(range(vlm.cfg.n_heads))}
@@ -210,7 +210,7 @@ class Decomposition:
     def of(cls, vlm: VLM, prompt: Prompt, foil: str | None = None) -> Decomposition:
         stream, last = Stream.of(vlm, prompt), Unembedding.of(vlm.family, vlm._module)
         logits, ids = _unembedded(last, stream.normed), answer_ids(prompt)
-        other = rival(logits[:, None], ids) if foil is None else _foil(prompt, foil)
+        other = rival(logits, ids[:, 0]) if foil is None else _foil(prompt, foil)
         ids, other = ids[:, 0].to(logits.device), other.to(logits.device)
         weight = last.head.weight
         towards = (weight[ids] - weight[other]).detach().float().to(stream.last.device)
@@ -271,7 +271,7 @@ class _Paths:
         first = answer_ids(clean)[:, :1]
         streams = [Stream.of(vlm, prompt) for prompt in (clean, corrupted)]
         logits = [_unembedded(last, one.normed)[:, None] for one in streams]
-        foil = rival(logits[1], first)
+        foil = rival(logits[1][:, 0], first[:, 0])
         measure = Measure(metric, first, foil, logits[0].log_softmax(-1))
         base, goal = streams if direction == "noise" else streams[::-1]
         return cls(last, base, goal, measure, vlm.cfg.n_heads)
