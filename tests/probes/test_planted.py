@@ -25,7 +25,7 @@ from seeing.probes.profile import profile
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_planted_model_answers_as_its_kind_does(kind, family, plant, planted_samples):
     model = plant(kind, family=family)
-    given = planted_samples(40, unusual=True)
+    given = planted_samples(24, unusual=True)
     said = list(model.vlm.answer(model.vlm.prompts(given)))
     assert said == [model.says(one) for one in given]
     right = [one in sample.answers for one, sample in zip(said, given)]
@@ -96,25 +96,25 @@ LOOKING = [("believes", 1, 2), ("unbelieving", 2, 1)]
 @pytest.mark.parametrize(("kind", "layer", "head"), LOOKING)
 def test_evidence_and_profile_name_the_head_that_looks(kind, layer, head, family, plant, planted_samples):
     model = plant(kind, layer=layer, head=head, family=family)
-    found = evidence(model.vlm, planted_samples(12, seed=5))
+    chosen = profile(model.vlm, planted_samples(6, seed=5), top=0.1)
+    found = chosen.evidence
     expected = torch.full((4, 4), 0.5, dtype=found.auroc.dtype)
     expected[layer, head] = 1
     torch.testing.assert_close(found.auroc, expected, rtol=0, atol=1e-6)
     assert found.ranking()[0][:2] == model.looks
-    chosen = profile(model.vlm, planted_samples(12, seed=5), top=0.1)
     assert chosen.layers == (layer,)
     assert chosen.heads(1) == {layer: [head]}
 
 
 @pytest.mark.parametrize("kind", ["blind believer", "neither"])
 def test_evidence_is_at_chance_where_nothing_looks(kind, plant, planted_samples):
-    found = evidence(plant(kind).vlm, planted_samples(12, seed=5))
+    found = evidence(plant(kind).vlm, planted_samples(6, seed=5))
     torch.testing.assert_close(found.auroc, torch.full_like(found.auroc, 0.5), rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_head_finders_name_the_head_that_looks(family, plant, planted_samples):
-    model, given = plant("unbelieving", family=family), planted_samples(12, seed=5)
+    model, given = plant("unbelieving", family=family), planted_samples(6, seed=5)
     gaze = gaze_heads(model.vlm, given)
     assert gaze.top(1) == {1: [2]}
     assert gaze.scores[1, 2] > 0.99
@@ -167,9 +167,8 @@ def test_the_lens_shows_the_layer_that_answers(plant, planted_samples):
         assert [said[layer][0] for said in map(found.said, range(8))] == [ANSWERS[one] for one in usual]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_patching_of_heads_names_the_head_that_carries_the_answer(family, plant, planted_samples):
-    model, given = plant("believes", family=family), planted_samples(4, seed=8, unusual=True)
+def test_patching_of_heads_names_the_head_that_carries_the_answer(plant, planted_samples):
+    model, given = plant("believes"), planted_samples(2, seed=8, unusual=True)
     found = patching(model.vlm, given, recoded, heads=True, spans=("last",), metric="logit_diff")
     expected = torch.zeros(4, 4)
     expected[1, 2] = 1
@@ -178,7 +177,7 @@ def test_patching_of_heads_names_the_head_that_carries_the_answer(family, plant,
 
 @pytest.mark.parametrize(("direction", "family"), [("denoise", "qwen2_vl"), ("noise", "llava")])
 def test_patching_of_the_stream_shows_both_hops(direction, family, plant, planted_samples):
-    model, given = plant("two hops", family=family), planted_samples(4, seed=9, unusual=True)
+    model, given = plant("two hops", family=family), planted_samples(2, seed=9, unusual=True)
     spans = ("evidence", "non-evidence", "question", "last")
     found = patching(model.vlm, given, recoded, spans=spans, direction=direction, metric="logit_diff")
     # resid_post: evidence until layer 1 reads it, the question until layer 3 does, then the end
@@ -187,8 +186,9 @@ def test_patching_of_the_stream_shows_both_hops(direction, family, plant, plante
 
 
 def test_patching_of_heads_shows_both_hops(plant, planted_samples):
-    model, given = plant("two hops"), planted_samples(4, seed=9, unusual=True)
-    found = patching(model.vlm, given, recoded, heads=True, spans=("question", "last"), metric="logit_diff")
+    model, given = plant("two hops"), planted_samples(2, seed=9, unusual=True)
+    settings = dict(heads=True, spans=("question", "last"), layers=[1, 3], metric="logit_diff")
+    found = patching(model.vlm, given, recoded, **settings)
     assert {place[:3] for place in found.top(2)} == {(1, 2, "question"), (3, 3, "last")}
     assert all(place[3] == pytest.approx(1, abs=0.02) for place in found.top(2))
     assert found.top(3)[2][3] < 0.02
@@ -207,7 +207,7 @@ def test_direct_paths_lead_from_the_last_hop_only(plant, planted_samples):
             assert abs(paths.top(2)[1][2]) < 0.02
 
 
-FLOWS = ("evidence->question", "evidence->last", "random->last", "question->last", "last->last")
+FLOWS = ("evidence->question", "evidence->last", "random->last", "question->last")
 
 
 #: By kind, where cutting one edge in one layer takes the answer away.
@@ -222,7 +222,7 @@ HOPS = {
 
 @pytest.mark.parametrize(("kind", "family"), [*zip(KINDS, [*FAMILIES, *FAMILIES, "qwen2_vl"])])
 def test_knockout_finds_each_flow_in_its_layer_and_no_other(kind, family, plant, planted_samples):
-    model, given = plant(kind, family=family), planted_samples(4, seed=11, unusual=True)
+    model, given = plant(kind, family=family), planted_samples(3, seed=11, unusual=True)
     found = knockout(model.vlm, given, flows=FLOWS, window=1, answers="own")
     strong = (found.percent < -50).nonzero().tolist()
     assert {(found.flows[one], found.layers[place]) for one, place in strong} == HOPS[kind]
