@@ -52,9 +52,8 @@ class Site(ABC):
     def threaded(self) -> Tensor:
         """The value with the run going on from it, so that later values can be differentiated by it."""
         value = self.read()
-        if not value.is_leaf or value.requires_grad:
-            return value
-        value = value.detach().requires_grad_()
+        value = value if value.requires_grad else value.detach().requires_grad_()
+        # What is read may be a view of what the run goes on from: written, it is that.
         self.write(value)
         return value
 
@@ -220,12 +219,6 @@ class Derived(Site):
     def served(self) -> Any:
         """What is served at ``source``, waiting for the run to reach it."""
         return one_run(self.name, Mediator.value(self.source))
-
-    def threaded(self) -> Tensor:
-        value = self.read()
-        value = value if value.requires_grad else value.detach().requires_grad_()
-        self.write(value)
-        return value
 
     def _waiting(self, mediator: Mediator) -> WriteBack | None:
         """The write-back that a read of this site on this very visit left behind, if it still waits."""

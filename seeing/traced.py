@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from greenlet import GreenletExit
 from jaxtyping import Float
 from nnsight import TransformersModel
@@ -61,6 +62,8 @@ class TracedModel(TransformersModel):
     cfg: Config
     #: Keyword tensors that hold pixels, left out where a run goes on from a KV cache behind the pictures.
     _pixels: tuple[str, ...]
+    #: Whether generation runs some layers on the rows alone whose logits it asks for, by number.
+    _skips_rows: bool
     #: Whether a prompt has work to do on it before a run, where the processor is: pictures to edit, or a
     #: second run's rows to put beside its own.
     _prepares: bool
@@ -172,6 +175,9 @@ class TracedModel(TransformersModel):
         self.sites.order.follow(prompt.patch_order, prompt.feature_order)
         kwargs = {key: value for _, more in invokes for key, value in more.items()}
         inputs, kept = dict(prompt.inputs), kwargs.get("past_key_values")
+        if self._skips_rows and self._mediators and getattr(fn, "__name__", "") in _GENERATES:
+            # Asked for by place, the same logits come of all rows, which edits may look at.
+            kwargs.setdefault("logits_to_keep", torch.tensor([-1], device=self.device))
         self._run.prompt, self._run.looks = prompt, kept is None or kept.get_seq_length() == 0
         if not self._run.looks:
             for name in self._pixels:

@@ -61,7 +61,7 @@ class VLM(TracedModel):
         self._program: Program | None = None
         self._mediators = ()
         self._prepares = False
-        self._pixels = family.pixels
+        self._pixels, self._skips_rows = family.pixels, family.skips_rows
         self._run = Run()
 
     # -- weights ---------------------------------------------------------------------------------
@@ -252,20 +252,21 @@ class VLM(TracedModel):
         answers = [self._answer(ids, row) for ids, row in zip(new, chosen)]
         return answers if prompt.batched else answers[0]
 
-    def score(self, prompt: Prompt) -> Score:
+    def score(self, prompt: Prompt, *, grad: bool = False) -> Score:
         """How likely the given answers of ``prompt`` are, `Prompt.with_answer`, in one pass under all edits.
 
-        Each token's log-probability is that of the step in which generation would choose it. Gradients flow
-        where they are enabled around the call. Raises `BadPrompt` for a prompt without given answers, and
-        ValueError under a `Contrast`, whose weight goes by steps.
+        Each token's log-probability is that of the step in which generation would choose it. ``grad`` keeps
+        the autograd graph. Raises `BadPrompt` for a prompt without given answers, and ValueError under a
+        `Contrast`, whose weight goes by steps.
         """
         need_prompt(prompt)
         if not prompt.answers:
             raise BadPrompt("a score is that of given answers: vlm.score(prompt.with_answer(text))")
         settings = {}
         if self._module._supports_logits_to_keep():
-            settings["logits_to_keep"] = prompt.n_given + 1
-        with self.trace(prompt, **settings):
+            # Told by a number, Gemma 4 runs no other rows in its last layers.
+            settings["logits_to_keep"] = torch.arange(-prompt.n_given - 1, 0, device=self.device)
+        with torch.set_grad_enabled(grad), self.trace(prompt, **settings):
             logits = self.logits.save()
         return Score.of(logits[:, -prompt.n_given - 1 : -1], prompt.answers)
 

@@ -133,7 +133,8 @@ class Moment:
             return mask if within is None else mask & within
         mask = self.tokens(self.mask(selector), n_tokens)
         mask = mask if within is None else mask & within
-        if not (selector.may_be_empty or mask.any(1).all()):
+        # Of given answers a shorter one may have ended before the edit begins.
+        if not (selector.may_be_empty or len(self.steps) > 1 or mask.any(1).all()):
             raise EmptySelection(
                 f"{what}={selector!r} selects no token that is decoded, and with when={edit.when!r} the edit "
                 f"acts on no others; leave it to the prompt pass, or say {what}='last'"

@@ -35,7 +35,7 @@ LARGEST = 1e4
 
 
 def biased(
-    scores: Float[Tensor, "batch head rows key"], keys: Bool[Tensor, "batch 1 1 key"], by: float
+    scores: Float[Tensor, "batch head rows key"], keys: Bool[Tensor, "batch 1 #rows key"], by: float
 ) -> Float[Tensor, "batch head rows key"]:
     """``scores`` with ``by`` more at ``keys``, in each row up to a constant, which a softmax doesn't see.
 

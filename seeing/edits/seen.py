@@ -147,6 +147,6 @@ def seen_window(
     grid: VisualGrid, scores: Float[Tensor, " token"], size: tuple[int, int], clean: bool = True
 ) -> Window:
     """The window of tokens with the largest sum of scores, cleaned of spikes; never on padding."""
-    values = scores.double().cpu().numpy()
+    values = scores.detach().double().cpu().numpy()
     values = denoise_tokens(values, grid) if clean else values
     return best_window(grid.as_grid(values, grid.overview, unplaced=float("-inf")), size)

@@ -110,6 +110,8 @@ class Family(ABC):
     packs: bool = False
     #: Keyword tensors that hold pixels, left out where a run goes on from a KV cache behind the pictures.
     pixels: tuple[str, ...] = ("pixel_values",)
+    #: Whether a generation's prompt pass leaves rows out of the last layers that no logits are asked of.
+    skips_rows: bool = False
     #: What ``token_type_ids`` say of a token of the answer.
     answer_type: int = 0
 

@@ -32,6 +32,7 @@ class Gemma4(Family):
     """`Gemma4ForConditionalGeneration`, pictures only."""
 
     name = "gemma4"
+    skips_rows = True
     model_types = frozenset({"gemma4"})
     required = ("mm_token_type_ids", "image_position_ids")
     pixels = ("pixel_values", "image_position_ids")
