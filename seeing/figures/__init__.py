@@ -7,6 +7,7 @@ One file a figure; `theme` holds the one visual language. A figure shows in a no
 from seeing.figures import theme
 from seeing.figures.attribution import attribution_scatter
 from seeing.figures.auroc import auroc_by_depth
+from seeing.figures.groups import accuracy_by_group
 from seeing.figures.heads import layer_head_map
 from seeing.figures.heat import heat_rgba
 from seeing.figures.knockout import knockout_curves
@@ -19,6 +20,7 @@ from seeing.figures.sinks import sink_pull_by_depth
 from seeing.figures.stability import choice_by_size
 
 __all__ = [
+    "accuracy_by_group",
     "attention_overlay",
     "attribution_scatter",
     "auroc_by_depth",

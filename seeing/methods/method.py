@@ -24,6 +24,10 @@ from seeing.vlm import VLM, Answer
 
 Answers = Answer | list[Answer]
 
+#: The model and the prompt that a method asks in the end. One that says so, ``shown(vlm, prompt)``, can be
+#: applied again to what it showed.
+Shown = tuple[VLM, Prompt]
+
 #: Layer -> heads, as `Profile.heads` gives them.
 HeadTable = dict[int, list[int]]
 
@@ -55,8 +59,12 @@ class Edited(Method):
     edits: Edit | Edits
     about: str = "the model under edits"
 
+    def shown(self, vlm: VLM, prompt: Prompt) -> Shown:
+        return vlm.with_edits(self.edits), prompt
+
     def answer(self, vlm: VLM, prompt: Prompt) -> Answers:
-        return vlm.with_edits(self.edits).answer(prompt)
+        edited, prompt = self.shown(vlm, prompt)
+        return edited.answer(prompt)
 
 
 def grids_of(prompt: Prompt) -> list[VisualGrid]:

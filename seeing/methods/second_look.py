@@ -27,7 +27,7 @@ from seeing.edits import BadEdit, Contrast, Edit, Positions, ScaleAttention, Sel
 from seeing.edits.layers import attention_layers
 from seeing.edits.moment import Moment
 from seeing.edits.select import selector
-from seeing.methods.method import Answers, HeadTable, Method
+from seeing.methods.method import Answers, HeadTable, Method, Shown
 from seeing.prompt import Prompt
 from seeing.vlm import VLM
 
@@ -85,6 +85,9 @@ class SecondLook(Method):
         names = self._names(vlm)
         found = vlm.cache(prompt, names.values(), "last") if names else {}
         return self._boost(vlm, prompt, _last(found, names))
+
+    def shown(self, vlm: VLM, prompt: Prompt) -> Shown:
+        return vlm.with_edits(self.edit(vlm, prompt)), prompt
 
     def answer(self, vlm: VLM, prompt: Prompt) -> Answers:
         names = self._names(vlm)

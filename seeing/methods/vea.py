@@ -23,6 +23,7 @@ from seeing.methods.method import (
     Answers,
     HeadTable,
     Method,
+    Shown,
     grids_of,
     highlight_windows,
     own_windows,
@@ -70,9 +71,13 @@ class Vea(Method):
             for grid, scores in zip(grids_of(prompt), token_maps(prompt, rows))
         ]
 
+    def shown(self, vlm: VLM, prompt: Prompt) -> Shown:
+        highlight = Highlight(self.maps(vlm, prompt), self.alpha)
+        return vlm.with_edits(highlight), prompt.with_template(self.template)
+
     def answer(self, vlm: VLM, prompt: Prompt) -> Answers:
-        maps = self.maps(vlm, prompt)
-        return vlm.with_edits(Highlight(maps, self.alpha)).answer(prompt.with_template(self.template))
+        edited, prompt = self.shown(vlm, prompt)
+        return edited.answer(prompt)
 
 
 def vea(layers: Any, *, authors: bool = False, **settings: Any) -> Vea:
@@ -94,9 +99,13 @@ class WindowHighlight(Method):
     window: tuple[int, int] = (2, 2)
     about = "dim all but the own region"
 
-    def answer(self, vlm: VLM, prompt: Prompt) -> Answers:
+    def shown(self, vlm: VLM, prompt: Prompt) -> Shown:
         windows = own_windows(prompt, own_rows(vlm, prompt, self.heads), self.window)
-        return vlm.with_edits(highlight_windows(prompt, windows, self.alpha)).answer(prompt)
+        return vlm.with_edits(highlight_windows(prompt, windows, self.alpha)), prompt
+
+    def answer(self, vlm: VLM, prompt: Prompt) -> Answers:
+        edited, prompt = self.shown(vlm, prompt)
+        return edited.answer(prompt)
 
 
 @dataclass(frozen=True)
@@ -120,8 +129,12 @@ class BoostInPass(Method):
     def edit(self) -> ScaleAttention:
         return ScaleAttention(keys=seen(self.heads, self.window), gain=self.gain, layers=self.layers)
 
+    def shown(self, vlm: VLM, prompt: Prompt) -> Shown:
+        return vlm.with_edits(self.edit()), prompt
+
     def answer(self, vlm: VLM, prompt: Prompt) -> Answers:
-        return vlm.with_edits(self.edit()).answer(prompt)
+        edited, prompt = self.shown(vlm, prompt)
+        return edited.answer(prompt)
 
 
 def own_rows(vlm: VLM, prompt: Prompt, heads: HeadTable) -> Float[Tensor, "batch key"]:

@@ -2,6 +2,7 @@
 
 from seeing.probes.allocation import Allocation, allocation
 from seeing.probes.attribution import Attribution, attribution
+from seeing.probes.companions import among
 from seeing.probes.comparison import Comparison
 from seeing.probes.evidence import Evidence, evidence
 from seeing.probes.gaze import gaze_heads
@@ -16,6 +17,7 @@ from seeing.probes.profile import Profile, profile
 from seeing.probes.published import Published, published
 from seeing.probes.sinks import SinkDims, Sinks, sink_dims, sinks
 from seeing.probes.stability import Aurocs, Stability, aurocs, stability
+from seeing.probes.wrong import WrongAttention, wrong_attention
 
 __all__ = [
     "Allocation",
@@ -34,7 +36,9 @@ __all__ = [
     "SinkDims",
     "Sinks",
     "Stability",
+    "WrongAttention",
     "allocation",
+    "among",
     "attribution",
     "aurocs",
     "direct_effects",
@@ -52,4 +56,5 @@ __all__ = [
     "sink_dims",
     "sinks",
     "stability",
+    "wrong_attention",
 ]
