@@ -32,7 +32,7 @@ def sink_pull_by_depth(
     Raises:
         ValueError: labels that don't fit the curves, a kind without a colour.
     """
-    check_curves(len(mass), kinds=kinds, control=control)
+    check_curves(len(mass), kinds=kinds, controls=list(control))
     layers = mass.shape[1]
     bare = np.full(layers, np.nan)
     fig = go.Figure()

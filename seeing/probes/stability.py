@@ -291,7 +291,9 @@ def _means(counts: Float[Tensor, "draw sample"], values: Tensor) -> Float[Tensor
 
 def best(means: Float[Tensor, "draw place"], top: float) -> Bool[Tensor, "draw place"]:
     """The ⌈``top``⌉ share of places with the highest means; of equal ones the first."""
-    order: Int[Tensor, "draw place"] = means.nan_to_num(-torch.inf).argsort(1, descending=True, stable=True)
+    order: Int[Tensor, "draw place"] = means.nan_to_num(-torch.inf).argsort(
+        dim=1, descending=True, stable=True
+    )
     k = kept(means[0], top)
     return torch.zeros_like(means, dtype=torch.bool).scatter_(1, order[:, :k], True)
 
