@@ -16,7 +16,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -199,8 +199,8 @@ def evidence(
     samples: Prompt | Iterable[EvidenceSample] | EvidenceSample,
     *,
     queries: Queries = "last",
-    stack: Literal["text", "vision"] = "text",
-    rule: Literal["any", "half", "all"] = "any",
+    stack: str = "text",
+    rule: str = "any",
     answers: Answers = "own",
     by_answer: bool = False,
     per_sample: bool = True,
@@ -233,6 +233,8 @@ def evidence(
     """
     if stack not in ("text", "vision"):
         raise ValueError(f"a stack is 'text' or 'vision', got {stack!r}")
+    if rule not in ("any", "half", "all"):
+        raise ValueError(f"a rule is 'any', 'half' or 'all', got {rule!r}")
     if stack == "vision" and not (isinstance(queries, str) and queries == "last"):
         raise ValueError(
             f"the tower is asked by its CLS token or the mean of all its queries; queries={queries!r} names "

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Num
@@ -26,16 +27,23 @@ SEEN = 0.99
 Scored = Float[Tensor, "metric layer heads_and_mean query"]
 
 
+class Part(NamedTuple):
+    """What the rows give to the tokens of one softmax, and which of these are evidence."""
+
+    rows: Float[Tensor, "layer head query token"]
+    labels: Bool[Tensor, " token"]
+
+
 @dataclass(frozen=True)
 class Look:
     """What one sample's rows see, or the reason why that can't be scored.
 
     Attributes:
-        parts: (attention (layer, head, query, token), labels (token,)), one a softmax.
+        parts: one a softmax; each holds evidence and other tokens.
         seen: the share of the evidence's area that the model saw.
     """
 
-    parts: tuple[tuple[Float[Tensor, "layer head query token"], Bool[Tensor, " token"]], ...] = ()
+    parts: tuple[Part, ...] = ()
     seen: float = 1.0
     reason: str | None = None
 
@@ -70,24 +78,24 @@ def look_at(
     turn: Turn,
     seen: VisualGrid,
     rule: str,
-    parts: Sequence[tuple[VisualGrid, Float[Tensor, "layer head query token"]]],
+    parts: Sequence[tuple[VisualGrid, Tensor]],
 ) -> Look:
     """A look at one picture: the attention to the tokens of each part, labelled by the boxes of its grid.
 
-    Tokens without a place are left out, and so is a part that is all evidence or has none. ``seen`` is the
-    picture as the model sees it.
+    Parts are (places of the tokens, attention (layer, head, query, token)). Tokens without a place are left
+    out, and so is a part that is all evidence or has none. ``seen`` is the picture as the model sees it.
     """
     if not turn.boxes:
         return Look(reason="no evidence boxes")
     share = seen.covers(turn.boxes)
     labelled = [(rows, grid.labels(turn.boxes, rule), grid.placed) for grid, rows in parts]
-    kept = [(rows[..., there], labels[there]) for rows, labels, there in labelled]
-    if not any(labels.any() for _, labels in kept):
+    kept = [Part(rows[..., there], labels[there]) for rows, labels, there in labelled]
+    if not any(part.labels.any() for part in kept):
         by = "" if rule == "any" else f" (rule {rule!r})"
         return Look(seen=share, reason=f"no image token sees the evidence{by}")
-    if all(labels.all() for _, labels in kept):
+    if all(part.labels.all() for part in kept):
         return Look(seen=share, reason="every image token is evidence")
-    mixed = tuple(part for part in kept if part[1].any() and not part[1].all())
+    mixed = tuple(part for part in kept if part.labels.any() and not part.labels.all())
     if not mixed:
         return Look(seen=share, reason="no tile holds both evidence and other patches")
     return Look(mixed, share)

@@ -18,7 +18,6 @@ from seeing.metrics import Locality
 from seeing.prompt import BadPrompt
 from seeing.stats import bootstrap_mean
 
-
 #: Some of these pictures are oblong, and the model sees their centre.
 CROPPED = "ignore:the model did not see all of the evidence"
 
