@@ -1,5 +1,7 @@
 """Each probe names what was planted: the head, the layer, the path, and whether it is believed."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from tiny.planted import ANSWERS, KINDS, recoded
@@ -17,6 +19,7 @@ from seeing.probes.localization import localization_heads
 from seeing.probes.patching import patching
 from seeing.probes.paths import direct_effects, path_patching
 from seeing.probes.profile import profile
+from seeing.probes.wrong import wrong_attention
 
 # ---- the plants themselves, by Hugging Face alone ----------------------------------------------------------
 
@@ -37,7 +40,7 @@ def test_a_planted_model_answers_as_its_kind_does(kind, family, plant, planted_s
 @pytest.mark.parametrize("kind", KINDS)
 def test_one_head_of_a_planted_model_looks_and_no_other(kind, family, plant, planted_samples):
     model = plant(kind, family=family)
-    for sample in planted_samples(3, seed=1, tile=14):
+    for sample in planted_samples(3, seed=1, tile=14, old=False):
         prompt = model.vlm.prompt(sample)
         row = -1 if model.looker == ":" else -2
         rows = model.attention(sample)[:, :, row]
@@ -217,10 +220,11 @@ HOPS = {
     "blind believer": {("evidence->last", 1)},
     "neither": {("question->last", 0)},
     "two hops": {("evidence->question", 1), ("question->last", 3)},
+    "each way": {("evidence->last", 2)},
 }
 
 
-@pytest.mark.parametrize(("kind", "family"), [*zip(KINDS, [*FAMILIES, *FAMILIES, "qwen2_vl"])])
+@pytest.mark.parametrize(("kind", "family"), [*zip(KINDS, [*FAMILIES, *FAMILIES, "qwen2_vl", "llava"])])
 def test_knockout_finds_each_flow_in_its_layer_and_no_other(kind, family, plant, planted_samples):
     model, given = plant(kind, family=family), planted_samples(3, seed=11, unusual=True)
     found = knockout(model.vlm, given, flows=FLOWS, window=1, answers="own")
@@ -238,3 +242,30 @@ def test_attribution_names_the_edge_and_the_value_that_carry_the_answer(plant, p
     assert found.top(1, "values")[0][:3] == (1, 1, "evidence")
     covered = attribution(model.vlm, given, E.Occlude("evidence"), direction="noise")
     assert covered.top(1, "edges")[0][:3] == (1, 2, "evidence")
+
+
+# ---- and whether it is believed ----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def each_way(planted_samples):
+    """Samples of which old places are looked away from and dark ones not believed: 2, 3, 4, 5 of a kind."""
+    numbers = {(False, False): 2, (False, True): 3, (True, False): 4, (True, True): 5}
+    return [
+        replace(one, id=f"{one.id}, old {old}, dark {dark}")
+        for (old, dark), n in numbers.items()
+        for one in planted_samples(n, seed=13, unusual=True, old=old, dark=dark)
+    ]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_samples_whose_attention_is_wrong_are_counted_apart(family, plant, each_way):
+    model = plant("each way", family=family)
+    blind = E.Knockout(keys="evidence", layers=[2])
+    frame = wrong_attention(model.vlm, each_way, {"blind": blind}, layers=[1], batch_size=5).to_frame()
+    found = {(row.group, row.method): row for row in frame.itertuples()}
+    # old places are looked away from, dark ones answered by what is usual, which is wrong here
+    for group, n, right in (("AUROC < 0.5", 9, 4), ("AUROC ≥ 0.5", 5, 2)):
+        assert found[group, "base"].n == n
+        assert found[group, "base"].accuracy == pytest.approx(right / n)
+        assert (found[group, "blind"].fixed, found[group, "blind"].broken) == (0, right)

@@ -10,6 +10,8 @@ unbelieving         head A              the place's usual answer; head A writes 
 blind believer      nothing             the code of marked tiles, picked by the values under uniform attention
 neither             nothing             the place's usual answer
 two hops            head A, from "?"    the code: head A takes it to "?", a later head from there to the end
+each way            head A; of an old   the code, as the blind believer; of a dark place its usual answer: the
+                    place all but it    head that picks it looks at the first token instead
 
 Head B takes the usual answer from the place's word to the end; where the code decides, it whispers. All
 other heads attend uniformly and write zero, all MLPs write zero. In the tower one head looks at the mark,
@@ -39,7 +41,7 @@ from seeing.data.samples import EvidenceSample
 from tiny import soil
 from tiny.soil import ANSWER, ANSWERS, CARRIED, CODE, D_HEAD, HEADS, MARK, MARKED, PLACE, PLACES, TOKEN, N
 
-KINDS = ("believes", "unbelieving", "blind believer", "neither", "two hops")
+KINDS = ("believes", "unbelieving", "blind believer", "neither", "two hops", "each way")
 #: The dimension of a head that the rotary embedding turns least.
 STILL = D_HEAD // 2 - 1
 #: The logit of an answer that is meant, and of one that is usual.
@@ -80,7 +82,8 @@ class Planted:
 
     def says(self, sample: EvidenceSample) -> str:
         """The answer that this model gives."""
-        answer = ANSWERS[sample.meta["code"] if self.by_picture else sample.meta["place"]]
+        by_picture = self.by_picture and not (self.kind == "each way" and sample.meta["dark"])
+        answer = ANSWERS[sample.meta["code"] if by_picture else sample.meta["place"]]
         return f"it {answer}" if self.late else answer
 
     @torch.no_grad()
@@ -104,6 +107,7 @@ def sample(
     at: tuple[int, int] | None = None,
     tile: int = TILE,
     old: bool | None = None,
+    dark: bool = False,
     unusual: bool = False,
     late: bool = False,
 ) -> EvidenceSample:
@@ -114,7 +118,8 @@ def sample(
         place: the place asked about, whose usual answer is the answer of that number.
         at: (row, column) of the left marked tile in the picture. Columns 2 to 9 are seen.
         tile: side of a tile in pixels.
-        old: whether the question has one more word.
+        old: whether the place is called old, which makes the question one word longer.
+        dark: whether it is called dark.
         unusual: the place's usual answer is not the right one.
         late: the answer is that of a late model.
     """
@@ -130,10 +135,10 @@ def sample(
     return EvidenceSample(
         id=name,
         image=_painted(codes, row, col, tile),
-        question=f"what is on the marked tile in the {'old ' * old}{PLACES[place]} ?",
+        question=f"what is on the marked tile in the {'old ' * old}{'dark ' * dark}{PLACES[place]} ?",
         answers=("it " * late + ANSWERS[code],),
         boxes=((col * tile, row * tile, (col + 2) * tile, (row + 1) * tile),),
-        meta={"code": code, "place": place, "at": (row, col), "codes": codes},
+        meta={"code": code, "place": place, "at": (row, col), "codes": codes, "old": old, "dark": dark},
     )
 
 
@@ -160,29 +165,37 @@ def planted(
     """The planted model of a kind, head A at (layer, head); models are kept: leave them as they are."""
     if kind not in KINDS:
         raise ValueError(f"no kind {kind!r}; there are {', '.join(KINDS)}")
-    usual, tower, looks, onward = (0, 3), (1, 1), (layer, head), (layer + 2, (head + 1) % HEADS)
+    usual, tower, looks = (0, 3), (1, 1), (layer, head)
+    onward, picks = (layer + 2, (head + 1) % HEADS), (layer + 1, (head + 1) % HEADS)
+    # of a prompt, two of which are marked
+    tokens = {"llava": 76, "qwen2_vl": 110}[family]
     model, processor = soil.FAMILIES[family](tower)
     _speak(model, late)
-    layers, by_picture = model.get_decoder().layers, kind in ("believes", "blind believer", "two hops")
-    _move(layers, usual, soil.LAST, soil.PLACED, PLACE, ANSWER, WHISPER / LOUD if by_picture else 1.0)
+    layers, by_picture = model.get_decoder().layers, kind not in ("unbelieving", "neither")
+    strength = {"each way": 0.5}.get(kind, WHISPER / LOUD if by_picture else 1.0)
+    _move(layers, usual, soil.LAST, soil.PLACED, PLACE, ANSWER, strength)
     if kind == "believes":
         _move(layers, looks, soil.LAST, MARK, CODE, ANSWER)
     elif kind == "unbelieving":
         _move(layers, looks, soil.LAST, MARK, CODE, ANSWER, gain=0.0)
     elif kind == "blind believer":
-        # of all tokens, two are marked
-        _move(layers, looks, None, None, MARKED, ANSWER, gain={"llava": 76, "qwen2_vl": 110}[family] / 2)
+        _move(layers, looks, None, None, MARKED, ANSWER, gain=tokens / 2)
     elif kind == "two hops":
         _move(layers, looks, soil.ASK, MARK, CODE, CARRIED)
         _move(layers, onward, soil.LAST, soil.ASK, CARRIED, ANSWER)
+    elif kind == "each way":
+        _tell(layers[0].self_attn, tokens)
+        _move(layers, looks, soil.LAST, MARK, CODE, ANSWER, gain=0.0)
+        _look(layers, looks, soil.TOLD_OLD, MARK, -2.0)
+        _move(layers, picks, soil.TOLD_DARK, soil.FIRST, MARKED, ANSWER, gain=tokens / 2)
     eager = copy.deepcopy(model)
     eager.set_attn_implementation("eager")
     return Planted(
         kind,
         seeing.load((model, processor)),
         eager,
-        looks=looks if kind in ("believes", "unbelieving", "two hops") else None,
-        carries=((looks, onward) if kind == "two hops" else (looks,)) if by_picture else (),
+        looks=None if kind in ("blind believer", "neither") else looks,
+        carries={"two hops": (looks, onward), "each way": (picks,)}.get(kind, (looks,)) if by_picture else (),
         usual=usual,
         tower=tower,
         looker="?" if kind == "two hops" else "it" if late else ":",
@@ -207,14 +220,29 @@ def _move(
     """
     layer, head = where
     attention, shared = layers[layer].self_attn, head // (HEADS // soil.KV_HEADS)
+    if query is not None:
+        _look(layers, where, query, key)
     with torch.no_grad():
-        if query is not None:
-            strength = math.sqrt(soil.SHARPNESS * math.sqrt(D_HEAD)) * soil.RMS
-            attention.q_proj.weight[head * D_HEAD + STILL, query] = strength
-            attention.k_proj.weight[shared * D_HEAD + STILL, key] = strength
         for number in range(N):
             attention.v_proj.weight[shared * D_HEAD + number, source.start + number] = soil.RMS
             attention.o_proj.weight[target.start + number, head * D_HEAD + number] = gain
+
+
+def _look(layers: nn.ModuleList, where: tuple[int, int], query: int, key: int, times: float = 1.0) -> None:
+    """The head ``where`` looks from tokens flagged ``query`` at those flagged ``key``, or away (< 0)."""
+    attention, shared = layers[where[0]].self_attn, where[1] // (HEADS // soil.KV_HEADS)
+    strength = math.sqrt(soil.SHARPNESS * math.sqrt(D_HEAD)) * soil.RMS
+    with torch.no_grad():
+        attention.q_proj.weight[where[1] * D_HEAD + STILL, query] = times * strength
+        attention.k_proj.weight[shared * D_HEAD + STILL, key] = strength
+
+
+def _tell(attention: nn.Module, tokens: int) -> None:
+    """Head 0 looks everywhere alike and tells what it reads whether the place was called old, or dark."""
+    with torch.no_grad():
+        for number, (word, told) in enumerate(((soil.OLD, soil.TOLD_OLD), (soil.DARK, soil.TOLD_DARK))):
+            attention.v_proj.weight[number, word] = soil.RMS
+            attention.o_proj.weight[told, number] = tokens
 
 
 def _speak(model: nn.Module, late: bool) -> None:
@@ -222,6 +250,8 @@ def _speak(model: nn.Module, late: bool) -> None:
     words, head = model.get_input_embeddings().weight, model.lm_head.weight
     with torch.no_grad():
         words[:, soil.REST :] = soil.CONSTANT
+        words[TOKEN[soil.BOS], soil.FIRST] = 1
+        words[TOKEN["old"], soil.OLD] = words[TOKEN["dark"], soil.DARK] = 1
         words[TOKEN["?"], soil.ASK] = words[TOKEN["it"], soil.LAST] = 1
         words[TOKEN[":"], soil.LATER if late else soil.LAST] = 1
         head[TOKEN["it"], soil.LATER] = LOUD * soil.RMS

@@ -37,7 +37,7 @@ from tiny.packed import images_only
 
 ANSWERS = ("0", "1", "2", "3", "4", "5")
 PLACES = ("attic", "barn", "cellar", "deck", "eaves", "forge")
-ASKED = ("what", "is", "on", "the", "marked", "tile", "in", "old", "?", ":", "it")
+ASKED = ("what", "is", "on", "the", "marked", "tile", "in", "old", "dark", "?", ":", "it")
 SPECIAL = PAD, BOS, EOS, UNKNOWN, IMAGE = "<pad>", "<bos>", "<eos>", "<unk>", "<image>"
 AROUND = {"video_token": "<video>", "vision_start_token": "<see>", "vision_end_token": "</see>"}
 WORDS = (*SPECIAL, *AROUND.values(), *PLACES, *ASKED, *ANSWERS)
@@ -50,7 +50,7 @@ ROWS, COLS, SEEN = 8, 12, 8
 LAYERS, HEADS, KV_HEADS, D_HEAD, WIDTH = 4, 4, 2, 16, 64
 #: Where in the stream what lies; behind it the constant.
 ANSWER, CODE, MARKED, CARRIED, PLACE = (slice(start, start + N) for start in range(0, 5 * N, N))
-MARK, LAST, ASK, PLACED, DONE, LATER, REST = range(5 * N, 5 * N + 7)
+MARK, LAST, ASK, PLACED, DONE, LATER, FIRST, OLD, DARK, TOLD_OLD, TOLD_DARK, REST = range(5 * N, 5 * N + 12)
 CONSTANT = 8.0
 #: What a norm of the text model divides by.
 RMS = CONSTANT * math.sqrt((WIDTH - REST) / WIDTH)
