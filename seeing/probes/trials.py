@@ -71,7 +71,7 @@ def trials(name: str, method: Method, vlm: VLM, prompt: Prompt, times: Sequence[
             yield Trial(applied, _texts(name, vlm.answer(prompt), prompt), vlm, prompt)
 
 
-def named(methods: Method | Mapping[str, Method] | None, times: Sequence[int]) -> dict[str, Method]:
+def named(methods: Any, times: Sequence[int]) -> dict[str, Method]:
     """Methods by name; one alone has its own name.
 
     Raises TypeError for what is no method, ValueError for one that is called "base", and for one that only
@@ -104,7 +104,7 @@ def how_often(times: int | Sequence[int]) -> tuple[int, ...]:
     return tuple(sorted(set(found)))
 
 
-def _shows(method: Method) -> bool:
+def _shows(method: Any) -> bool:
     return isinstance(method, (Edits, Showing))
 
 
@@ -117,6 +117,6 @@ def _texts(name: str, said: Any, prompt: Prompt) -> tuple[str, ...]:
     return found
 
 
-def _name(method: Method) -> str:
+def _name(method: Any) -> str:
     own = getattr(method, "__name__", None)
     return own or ("edits" if isinstance(method, Edits) else type(method).__name__)

@@ -228,7 +228,7 @@ _STATISTICS = (
 def wrong_attention(
     vlm: VLM,
     samples: EvidenceSample | Iterable[EvidenceSample],
-    methods: Method | Mapping[str, Method] | None = None,
+    methods: Any = None,
     layers: Any = None,
     *,
     times: int | Sequence[int] = 1,
@@ -242,8 +242,8 @@ def wrong_attention(
     Args:
         samples: with boxes. ``meta["images"]`` are more pictures behind a sample's own, ``meta["turns"]``
             earlier (question, answer) pairs; the evidence is looked for in the first picture only.
-        methods: by name, or one: edits; a method of `seeing.methods`; anything with ``shown(vlm, prompt)`` or
-            ``answer(vlm, prompt)``; a function of both that answers.
+        methods: one, or several as {name: method}: edits; a method of `seeing.methods`; anything with
+            ``shown(vlm, prompt)`` or ``answer(vlm, prompt)``; a function of both that answers.
         layers: a profile, or layers as in edits; by default those that the paper published for the model.
         times: how often a method is applied: 2, or several, (1, 2, 3). Applied again it works on what it
             showed, see `seeing.probes.trials`.
