@@ -38,7 +38,7 @@ def knockout_curves(
     Args:
         mean: the change of each flow; NaN leaves a gap.
         low, high: the 95 % interval of each mean.
-        flows: "image→last" …: what is hidden → from whom.
+        flows: "image->last" …: what is hidden, and from whom.
         window: layers that are cut at a time.
         units: of the change.
         n: samples behind each value.
@@ -50,13 +50,13 @@ def knockout_curves(
     check_curves(len(mean), flows=flows)
     fig, layers = go.Figure(), mean.shape[1]
     for i, flow in enumerate(flows):
-        source, _, reader = flow.partition("→")
+        source, _, reader = flow.partition("->")
         add_curve(
             fig,
             mean[i],
             low[i],
             high[i],
-            name=flow,
+            name=flow.replace("->", " → "),
             colour=theme.colour_of(_COLOURS.get(source, "neutral")),
             dash="dot" if source == "random" else _DASHES.get(reader, "dashdot"),
             symbol=_SYMBOLS[i % len(_SYMBOLS)],

@@ -30,7 +30,7 @@ from seeing.edits.select import ALL, Selector
 from seeing.figures.patching import patching_map
 from seeing.probes.effects import METRICS
 from seeing.probes.pairs import Corruption, Pair, pairs
-from seeing.probes.patching import Direction, Runs
+from seeing.probes.patching import Runs, check_asked
 from seeing.probes.positions import SPANS, mask_of, needs_boxes, of_picture, positions_of
 from seeing.probes.progress import Progress
 from seeing.probes.running import RunningMean
@@ -50,7 +50,7 @@ class Settings:
     """What an attribution was asked: the same of both kinds of passes."""
 
     spans: Mapping[str, Selector]
-    direction: Direction
+    direction: str
     metric: str
     answers: Answered
     template: Template | None
@@ -165,7 +165,7 @@ def attribution(
     corrupted: Corruption,
     *,
     spans: Sequence[str | Selector] = SPANS,
-    direction: Direction = "denoise",
+    direction: str = "denoise",
     metric: str = "logit_diff",
     answers: Answered = "given",
     template: Template | None = None,
@@ -185,6 +185,7 @@ def attribution(
 
     Raises ValueError when no pair could be counted.
     """
+    check_asked(direction, metric)
     if metric == "kl" and direction == "noise":
         raise ValueError(
             "the divergence is at its least in the clean run, so its gradient there is zero: say "

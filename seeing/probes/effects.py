@@ -47,8 +47,7 @@ class Measure:
     clean: Float[Tensor, "batch token d_vocab"] | None = None
 
     def __post_init__(self):
-        if self.metric not in METRICS:
-            raise ValueError(f"no metric {self.metric!r}; effects are measured by {', '.join(METRICS)}")
+        check_metric(self.metric)
         if self.metric == "logit_diff" and self.foil is None:
             raise ValueError("a logit difference compares the answer with a foil, and none was given")
         if self.metric == "kl" and self.clean is None:
@@ -62,6 +61,12 @@ class Measure:
         if self.metric == "kl":
             return divergence(self.clean.to(logits.device), logits, self.ids.to(logits.device))
         return answer_logprob(logits, self.ids.to(logits.device))
+
+
+def check_metric(metric: str) -> None:
+    """Raise ValueError for a metric that there is not."""
+    if metric not in METRICS:
+        raise ValueError(f"no metric {metric!r}; effects are measured by {', '.join(METRICS)}")
 
 
 def answer_logprob(

@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from seeing.data.samples import EvidenceSample
-from seeing.edits.edit import Edits, ImageEdit
+from seeing.edits.edit import Edit, Edits, ImageEdit
 from seeing.edits.moment import BadEdit
 from seeing.edits.select import Selector
 from seeing.probes.positions import misaligned
@@ -33,10 +33,8 @@ from seeing.prompt import Prompt, Template
 from seeing.turns import BadPrompt, Turn
 from seeing.vlm import VLM
 
-#: How a clean sample becomes a corrupted one.
-Corruption = (
-    ImageEdit | Edits | str | Callable[[EvidenceSample], EvidenceSample] | Iterable[EvidenceSample] | Prompt
-)
+#: How a clean sample becomes a corrupted one: any of these.
+Corruption = Any
 
 #: The picture of the next sample of the batch.
 ANOTHER = "another"
@@ -178,7 +176,7 @@ class _Given(_Change):
 
 def _change(corrupted: Any) -> _Change:
     """Raises BadEdit or TypeError for what can't corrupt a sample."""
-    if isinstance(corrupted, (ImageEdit, Edits)):
+    if isinstance(corrupted, (Edit, Edits)):
         edits = _pictures_only(corrupted)
         return _Change(lambda row, sample: _edited(edits, row, sample))
     if isinstance(corrupted, str):
@@ -197,8 +195,8 @@ def _change(corrupted: Any) -> _Change:
     )
 
 
-def _pictures_only(edits: ImageEdit | Edits) -> tuple[ImageEdit, ...]:
-    found = (edits,) if isinstance(edits, ImageEdit) else tuple(edits)
+def _pictures_only(edits: Edit | Edits) -> tuple[ImageEdit, ...]:
+    found = (edits,) if isinstance(edits, Edit) else tuple(edits)
     if strange := [one for one in found if not isinstance(one, ImageEdit)]:
         raise BadEdit(
             f"a corrupted sample has another picture; {strange[0]!r:.100} edits the run, not the picture"
@@ -272,7 +270,7 @@ def _told(samples: Sequence[EvidenceSample], clean: Prompt, corrupted: Prompt) -
 
 def _of_prompts(vlm: VLM, clean: Prompt, corrupted: Any, aligned: Sequence[Selector]) -> Pair:
     clean = with_answer(vlm, clean)
-    if isinstance(corrupted, (ImageEdit, Edits)):
+    if isinstance(corrupted, (Edit, Edits)):
         edits = _pictures_only(corrupted)
         corrupted = clean.with_turns(lambda row, turn: _changed(edits, row, turn))
     if not isinstance(corrupted, Prompt):

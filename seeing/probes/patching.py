@@ -20,7 +20,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import Any, Literal
+from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -33,7 +33,7 @@ from seeing.edits import BadEdit, Patch
 from seeing.edits.layers import layers_of
 from seeing.edits.select import Selector
 from seeing.figures.patching import patching_map
-from seeing.probes.effects import METRICS, Measure, rival, share_moved
+from seeing.probes.effects import METRICS, Measure, check_metric, rival, share_moved
 from seeing.probes.pairs import Corruption, Pair, answer_ids, pairs
 from seeing.probes.positions import SPANS, needs_boxes, positions_of
 from seeing.probes.progress import Progress
@@ -44,7 +44,7 @@ from seeing.stats import Interval
 from seeing.vlm import VLM, Activations
 
 #: Which run is changed: the corrupted one by clean activations, or the clean one by corrupted ones.
-Direction = Literal["denoise", "noise"]
+DIRECTIONS = ("denoise", "noise")
 
 #: Sites of the stream: what stands before and behind the branches, and what those add.
 SITES = ("resid_pre", "attn_out", "resid_mid", "mlp_out", "resid_post")
@@ -79,7 +79,7 @@ class Patched:
     share: Float[Tensor, "*axes"]
     count: Int[Tensor, "*axes"]
     metric: str
-    direction: Direction
+    direction: str
     ids: tuple[str, ...]
     left_out: tuple[LeftOut, ...]
 
@@ -141,7 +141,7 @@ def patching(
     heads: bool = False,
     spans: Sequence[str | Selector] = SPANS,
     layers: Any = "all",
-    direction: Direction = "denoise",
+    direction: str = "denoise",
     metric: str = "logprob",
     answers: Answered = "given",
     template: Template | None = None,
@@ -169,6 +169,7 @@ def patching(
     Returns: effects with axes (site, layer, span), or (layer, head, span).
     Raises ValueError when no pair could be counted, BadEdit for places that the model lacks.
     """
+    check_asked(direction, metric)
     sites = (sites,) if isinstance(sites, str) else tuple(sites)
     chosen = layers_of(layers, vlm.cfg.n_layers)
     where = positions_of(spans)
@@ -201,6 +202,13 @@ def patching(
         ledger.ids.extend(pair.ids)
     ledger.need("a clean and a corrupted side to compare")
     return sums.result(axes, metric, direction, ledger)
+
+
+def check_asked(direction: str, metric: str) -> None:
+    """Raise ValueError for a direction or a metric that there is not."""
+    check_metric(metric)
+    if direction not in DIRECTIONS:
+        raise ValueError(f"a direction is 'denoise' or 'noise', got {direction!r}")
 
 
 @dataclass(frozen=True)
@@ -238,12 +246,10 @@ class Runs:
     clean: Float[Tensor, "batch token d_vocab"]
     corrupted: Float[Tensor, "batch token d_vocab"]
     measure: Measure
-    direction: Direction
+    direction: str
 
     @classmethod
-    def of(cls, vlm: VLM, pair: Pair, direction: Direction, metric: str) -> Runs:
-        if direction not in ("denoise", "noise"):
-            raise ValueError(f"a direction is 'denoise' or 'noise', got {direction!r}")
+    def of(cls, vlm: VLM, pair: Pair, direction: str, metric: str) -> Runs:
         clean, corrupted = (vlm.score(one).logits.float().cpu() for one in (pair.clean, pair.corrupted))
         ids = answer_ids(pair.clean)
         measure = Measure(metric, ids, rival(corrupted[:, 0], ids[:, 0]), clean.log_softmax(-1))
@@ -298,9 +304,7 @@ class Sums:
         # Side by side, so that a draw weighs a sample's change and its gap alike.
         self.draws.add(torch.cat([change, gap], 1))
 
-    def result(
-        self, axes: Mapping[str, Sequence], metric: str, direction: Direction, ledger: Ledger
-    ) -> Patched:
+    def result(self, axes: Mapping[str, Sequence], metric: str, direction: str, ledger: Ledger) -> Patched:
         shape = [len(labels) for labels in axes.values()]
         change, gap = self.change.mean, self.gap.mean
         means = self.draws.means

@@ -29,7 +29,7 @@ from seeing.data.samples import EvidenceSample
 from seeing.figures.patching import direct_map
 from seeing.probes.effects import Measure, rival
 from seeing.probes.pairs import Corruption, answer_ids, pairs, with_answer
-from seeing.probes.patching import Direction, Patched, Sums
+from seeing.probes.patching import Patched, Sums, check_asked
 from seeing.probes.progress import Progress
 from seeing.probes.running import Bootstrap, RunningMean
 from seeing.probes.samples import Answered, Ledger, LeftOut, batches
@@ -142,7 +142,7 @@ def path_patching(
     clean: Iterable[EvidenceSample] | EvidenceSample | Prompt,
     corrupted: Corruption,
     *,
-    direction: Direction = "noise",
+    direction: str = "noise",
     metric: str = "logit_diff",
     answers: Answered = "given",
     template: Template | None = None,
@@ -155,6 +155,7 @@ def path_patching(
 
     Returns: effects with axes (layer, head).
     """
+    check_asked(direction, metric)
     ledger, sums = Ledger(), Sums()
     for pair in pairs(
         vlm,
@@ -264,9 +265,7 @@ class _Paths:
     n_heads: int
 
     @classmethod
-    def of(cls, vlm: VLM, clean: Prompt, corrupted: Prompt, direction: Direction, metric: str) -> _Paths:
-        if direction not in ("denoise", "noise"):
-            raise ValueError(f"a direction is 'denoise' or 'noise', got {direction!r}")
+    def of(cls, vlm: VLM, clean: Prompt, corrupted: Prompt, direction: str, metric: str) -> _Paths:
         last = Unembedding.of(vlm.family, vlm._module)
         first = answer_ids(clean)[:, :1]
         streams = [Stream.of(vlm, prompt) for prompt in (clean, corrupted)]
