@@ -135,7 +135,9 @@ class Group:
         values = like.new_empty(0, *like.shape[:-1])
         if scored:
             values = torch.stack([one.nanmean(-1) for one in scored])
-        self._mean.add(values)
+        # One by one, so that the batch size does not change how sums are rounded.
+        for some in values.split(1):
+            self._mean.add(some)
         # An infinite ratio in a draw that does not take it would be 0 · inf.
         self._bootstrap.add(values.masked_fill(values.isinf(), torch.nan))
         self._empty = values[:0, :, :, -1]
