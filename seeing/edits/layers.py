@@ -101,13 +101,33 @@ class Around:
         return tuple(range(max(0, first), min(first + self.window, n_layers)))
 
 
+class OfStack(tuple):
+    """Layers of a profile: their numbers mean something in a stack of ``n_layers`` only."""
+
+    n_layers: int
+
+    @classmethod
+    def of(cls, layers: Iterable, n_layers: int) -> OfStack:
+        found = cls(layers)
+        found.n_layers = n_layers
+        return found
+
+    def check(self, n_layers: int) -> None:
+        """Raise `BadEdit` for another stack."""
+        if n_layers != self.n_layers:
+            raise BadEdit(
+                f"these layers are a profile's, of a stack of {self.n_layers}; this model has {n_layers}: "
+                f"profile it with probes.profile(vlm, samples), or name its layers by number"
+            )
+
+
 def layers_said(spec: Any) -> str | int | Slice | Around | tuple[int, ...]:
     """What stands for layers, as a frozen value: "all", "deep", an int, a slice, ints, or a profile's layers.
 
     Raises `BadEdit` for anything else.
     """
     spec = getattr(spec, "layers", spec)
-    if isinstance(spec, (Slice, Around)) or (isinstance(spec, str) and spec in ("all", "deep")):
+    if isinstance(spec, (Slice, Around, OfStack)) or (isinstance(spec, str) and spec in ("all", "deep")):
         return spec
     if isinstance(spec, slice):
         return Slice(spec.start, spec.stop, spec.step)
@@ -125,9 +145,11 @@ def layers_said(spec: Any) -> str | int | Slice | Around | tuple[int, ...]:
 def layers_of(spec: Any, n_layers: int) -> tuple[int, ...]:
     """The layers that ``spec`` means in a stack of ``n_layers``, ascending.
 
-    Raises `BadEdit` for a layer that the model lacks, or for none.
+    Raises `BadEdit` for a layer that the model lacks, for a profile of another model, or for none.
     """
     said = layers_said(spec)
+    if isinstance(said, OfStack):
+        said.check(n_layers)
     if isinstance(said, str):
         layers = tuple(range(n_layers // 2 if said == "deep" else 0, n_layers))
     elif isinstance(said, (Slice, Around)):

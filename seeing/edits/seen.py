@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from seeing.attention import AttentionCall
-from seeing.edits.layers import attention_layers, head_table, layers_said, whole
+from seeing.edits.layers import OfStack, attention_layers, head_table, layers_said, whole
 from seeing.edits.moment import BadEdit, Moment
 from seeing.edits.select import Selector, grids_of
 from seeing.grid import VisualGrid
@@ -59,6 +59,8 @@ class Seen(Selector):
 
     def fit(self, vlm: VLM) -> None:
         n_layers, n_heads = vlm.cfg.n_layers, vlm.cfg.n_heads
+        if isinstance(self.heads, OfStack):
+            self.heads.check(n_layers)
         for layer, heads in self.heads:
             for kind, number, count in (("layer", layer, n_layers), *(("head", h, n_heads) for h in heads)):
                 if not 0 <= number < count:
@@ -108,6 +110,7 @@ def seen(
         if not isinstance(said, tuple) or not said or min(said) < 0:
             raise BadEdit(f"seen(…) reads layers by number, counted from 0, at least one; got {said!r}")
         read = tuple((layer, ()) for layer in sorted(set(said)))
+        read = OfStack.of(read, said.n_layers) if isinstance(said, OfStack) else read
     size = isinstance(window, Sequence) and not isinstance(window, str) and tuple(map(whole, window))
     return Seen(read, size or window, denoise)
 

@@ -26,6 +26,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from seeing.data.samples import EvidenceSample
+from seeing.edits.layers import OfStack
 from seeing.figures import layer_head_map
 from seeing.probes.evidence import Evidence, evidence
 from seeing.probes.heads import HeadScores, HeadTable
@@ -61,6 +62,18 @@ class Profile:
     left_out: Mapping[str, int] = field(default_factory=dict)
     origin: Origin | None = None
     evidence: Evidence | None = field(default=None, repr=False)
+
+    def __post_init__(self):
+        object.__setattr__(self, "layers", OfStack.of(self.layers, len(self.auroc_layers)))
+
+    def __repr__(self) -> str:
+        whose = "" if self.origin is None or not self.origin.model else f"{self.origin.model}, "
+        at = float(self.auroc_layers[list(self.layers)].mean())
+        heads = ", ".join(f"{layer}.{head}" for layer, some in self.best_heads.items() for head in some)
+        return (
+            f"Profile({whose}n={self.n}; layers {list(self.layers)} with AUROC {at:.3f}, "
+            f"{float(self.auroc_layers.nanmean()):.3f} over all; heads {heads})"
+        )
 
     @property
     def best_heads(self) -> HeadTable:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from seeing.edits.layers import OfStack
 from seeing.vlm import VLM
 
 SOURCE = "Liu et al., ICLR 2026, arXiv 2510.17771"
@@ -34,6 +35,9 @@ class Published:
     auroc: float
     auroc_all: float
     source: str = SOURCE
+
+    def __post_init__(self):
+        object.__setattr__(self, "layers", OfStack.of(self.layers, self.n_layers))
 
     def check(self, vlm: VLM) -> None:
         """Raise ValueError for a model with another number of layers: their numbers say nothing there."""

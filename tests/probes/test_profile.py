@@ -14,10 +14,13 @@ from tiny.tiled import BUILDERS
 import seeing
 from seeing import edits as E
 from seeing import methods, probes
+from seeing.data.plates import plates
 from seeing.data.samples import EvidenceSample
+from seeing.edits import BadEdit
 from seeing.metrics import Locality
 from seeing.probes.evidence import Evidence
 from seeing.probes.profile import profile_of
+from seeing.zoo.build import build_model, build_processor
 
 
 def evidence_of(layers, heads=None):
@@ -207,6 +210,11 @@ def test_layers_without_a_number_stay_without_one(tmp_path):
     assert again.origin is None
 
 
+def build_deep(n_layers):
+    """A model like the embedded one, with so many layers."""
+    return build_model(n_layers).eval(), build_processor()
+
+
 def test_a_profile_of_another_model_is_refused(kept, random, tmp_path):
     kept.save(tmp_path / "profile.json")
     other = seeing.load(BUILDERS["llava_next"](), check=False)
@@ -220,6 +228,21 @@ def test_a_profile_of_another_model_is_refused(kept, random, tmp_path):
     with pytest.raises(ValueError, match=r"\(qwen2_vl\)"):
         dataclasses.replace(kept, origin=dataclasses.replace(kept.origin, family="qwen2_vl")).check(random)
     kept.check(random)
+
+
+def test_a_profile_of_another_depth_is_refused_wherever_layers_are_said(kept, tmp_path):
+    """Its layers are there too, so that their numbers alone would pass."""
+    kept.save(tmp_path / "profile.json")
+    other = seeing.load(build_deep(8), check=False)
+    prompt = other.prompt(plates("crowded", 1)[0])
+    for given in (kept, kept.layers, probes.Profile.load(tmp_path / "profile.json")):
+        with pytest.raises(BadEdit, match="a profile's, of a stack of 6; this model has 8"):
+            other.with_edits(E.Knockout(keys="image", layers=given))
+        with pytest.raises(BadEdit, match="of a stack of 6"):
+            other.with_edits(E.ScaleAttention(keys=E.seen(given), gain=2.0, layers=[7]))
+        with pytest.raises(BadEdit, match="of a stack of 6"):
+            methods.vea(given).answer(other, prompt)
+    assert other.with_edits(E.Knockout(keys="image", layers=list(kept.layers))).answer(prompt) is not None
 
 
 @pytest.mark.parametrize(
@@ -270,6 +293,13 @@ def test_to_frame_says_what_is_kept():
     assert frame.loc[(1, 2), "auroc"] == pytest.approx(0.95)
     chosen = [place for place in frame.index if frame.loc[place, "chosen"]]
     assert chosen == [(0, 1), (1, 2), (2, -1), (2, 1)]
+
+
+def test_a_profile_reads_as_its_choice(kept):
+    best = float(kept.auroc_layers[list(kept.layers)].mean())
+    assert repr(kept).startswith(
+        f"Profile(plates-tiny, n=4; layers {list(kept.layers)} with AUROC {best:.3f}"
+    )
 
 
 def test_the_figure_shades_the_layers_and_outlines_the_heads():
