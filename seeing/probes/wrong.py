@@ -16,11 +16,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
+import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -41,7 +42,7 @@ from seeing.stats import mcnemar, paired_difference, wilson
 from seeing.vlm import VLM
 
 #: What parts the samples: where the model looked, how many pictures it saw, how many turns came before.
-By = Literal["attention", "pictures", "turns"]
+BY = ("attention", "pictures", "turns")
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,8 +61,8 @@ class Arm:
     method: str
     times: int
     answers: tuple[str, ...]
-    correct: Bool[np.ndarray, " sample"]
-    auroc: Float[np.ndarray, " sample"]
+    correct: Bool[Tensor, " sample"]
+    auroc: Float[Tensor, " sample"]
 
     @property
     def name(self) -> str:
@@ -87,10 +88,10 @@ class WrongAttention:
     layers: tuple[int, ...]
     threshold: float
     ids: tuple[str, ...]
-    auroc: Float[np.ndarray, " sample"]
-    first_share: Float[np.ndarray, " sample"]
-    pictures: Int[np.ndarray, " sample"]
-    turns: Int[np.ndarray, " sample"]
+    auroc: Float[Tensor, " sample"]
+    first_share: Float[Tensor, " sample"]
+    pictures: Int[Tensor, " sample"]
+    turns: Int[Tensor, " sample"]
     arms: tuple[Arm, ...]
     left_out: tuple[LeftOut, ...] = ()
 
@@ -100,7 +101,7 @@ class WrongAttention:
         return len(self.ids)
 
     @property
-    def wrong(self) -> Bool[np.ndarray, " sample"]:
+    def wrong(self) -> Bool[Tensor, " sample"]:
         """Whose attention misses the evidence."""
         return self.auroc < self.threshold
 
@@ -113,17 +114,17 @@ class WrongAttention:
             f"no method {method!r} × {times}; there are {', '.join(arm.name for arm in self.arms)}"
         )
 
-    def groups(self, by: By = "attention") -> dict[str, Bool[np.ndarray, " sample"]]:
+    def groups(self, by: str = "attention") -> dict[str, Bool[Tensor, " sample"]]:
         """The samples in parts, each with its name."""
         if by == "attention":
             limit = f"{self.threshold:g}"
             return {f"AUROC < {limit}": self.wrong, f"AUROC ≥ {limit}": ~self.wrong}
-        if by not in ("pictures", "turns"):
-            raise ValueError(f"samples are parted by 'attention', 'pictures' or 'turns', got {by!r}")
+        if by not in BY:
+            raise ValueError(f"samples are parted by {', '.join(BY)}; got {by!r}")
         numbers, words = getattr(self, by), {"pictures": "picture", "turns": "earlier turn"}[by]
-        return {f"{n} {words}{'' if n == 1 else 's'}": numbers == n for n in np.unique(numbers).tolist()}
+        return {f"{n} {words}{'' if n == 1 else 's'}": numbers == n for n in numbers.unique().tolist()}
 
-    def to_frame(self, by: By = "attention") -> pd.DataFrame:
+    def to_frame(self, by: str = "attention") -> pd.DataFrame:
         """One row a group and method: accuracy (Wilson, 95 %), and against base on the same samples what it
         fixed and broke (McNemar's exact p) and the difference (Newcombe, 95 %).
 
@@ -146,20 +147,20 @@ class WrongAttention:
                     "method": arm.method,
                     "times": arm.times,
                     "answer": arm.answers,
-                    "correct": arm.correct,
-                    "wrong_attention": self.wrong,
-                    "auroc": arm.auroc,
-                    "base_auroc": self.auroc,
-                    "first_share": self.first_share,
-                    "pictures": self.pictures,
-                    "turns": self.turns,
+                    "correct": arm.correct.numpy(),
+                    "wrong_attention": self.wrong.numpy(),
+                    "auroc": arm.auroc.numpy(),
+                    "base_auroc": self.auroc.numpy(),
+                    "first_share": self.first_share.numpy(),
+                    "pictures": self.pictures.numpy(),
+                    "turns": self.turns.numpy(),
                 }
             )
             for arm in self.arms
         ]
         return pd.concat(frames, ignore_index=True)
 
-    def figure(self, by: By = "attention", *, dark: bool = False) -> go.Figure:
+    def figure(self, by: str = "attention", *, dark: bool = False) -> go.Figure:
         """Accuracy of each method in each part of the samples, with 95 % intervals."""
         frame, groups = self.to_frame(by), self.groups(by)
         table = {
@@ -185,7 +186,7 @@ class WrongAttention:
             drawn |= dict(meanings=("look", "evidence"), title="When attention is wrong")
         return accuracy_by_group(table["accuracy"], table["low"], table["high"], **drawn)
 
-    def _row(self, arm: Arm, group: Bool[np.ndarray, " sample"]) -> dict[str, Any]:
+    def _row(self, arm: Arm, group: Bool[Tensor, " sample"]) -> dict[str, Any]:
         n, right, base = int(group.sum()), arm.correct[group], self.arms[0].correct[group]
         row = {"method": arm.method, "times": arm.times, "n": n}
         if not n:
@@ -193,9 +194,9 @@ class WrongAttention:
         low, high = wilson(int(right.sum()), n)
         test, moved = mcnemar(base, right), paired_difference(base, right)
         shown = arm.auroc[group]
-        shown = shown[~np.isnan(shown)]
+        shown = shown[~shown.isnan()]
         values = (
-            right.mean(),
+            float(right.double().mean()),
             low,
             high,
             test.fixed,
@@ -203,8 +204,8 @@ class WrongAttention:
             test.p,
             moved.mean,
             *moved.interval,
-            shown.mean() if len(shown) else np.nan,
-            (shown < self.threshold).mean() if len(shown) else np.nan,
+            float(shown.mean()),
+            float((shown < self.threshold).double().mean()),
         )
         return row | dict(zip(_STATISTICS, values, strict=True))
 
@@ -328,17 +329,19 @@ class _Told:
 
     def result(self, threshold: float) -> WrongAttention:
         self.ledger.need("evidence that the model could see")
-        share, pictures, turns = map(np.array, zip(*self.company))
+        share, pictures, turns = map(torch.tensor, zip(*self.company))
         arms = []
         for (name, often), told in self.said.items():
             answers, right, auroc = zip(*told)
-            arms.append(Arm(name, often, answers, np.array(right), np.array(auroc)))
+            arms.append(
+                Arm(name, often, answers, torch.tensor(right), torch.tensor(auroc, dtype=torch.float64))
+            )
         return WrongAttention(
             self.layers,
             threshold,
             tuple(self.ledger.ids),
             arms[0].auroc,
-            share,
+            share.double(),
             pictures,
             turns,
             tuple(arms),

@@ -211,6 +211,17 @@ def test_an_edited_model_is_read_as_edited(plant, planted_samples):
     assert not (found.ranks[:, :, 0] == 0).any()
 
 
+def test_positions_are_those_of_the_picture_that_is_shown(random, asked):
+    """A crop appended behind the picture moves all that follows by its tokens."""
+    window = E.Crop((0, 0, 56, 56), append=True)
+    found = probes.logit_lens(random.with_edits(window), asked[:2])
+    assert found.position.tolist() == [72 + 64, 76 + 64]
+    for place, sample in enumerate(asked[:2]):
+        both = [sample.image, sample.image.crop((0, 0, 56, 56))]
+        alone = probes.logit_lens(random, random.prompt(both, sample.question), tokens=sample.answers[0])
+        torch.testing.assert_close(found.logprobs[place], alone.logprobs[0], atol=1e-4, rtol=1e-5)
+
+
 # ---- what can't be read ------------------------------------------------------------------------------------
 
 
