@@ -69,10 +69,11 @@ class Profile:
     def __repr__(self) -> str:
         whose = "" if self.origin is None or not self.origin.model else f"{self.origin.model}, "
         at = float(self.auroc_layers[list(self.layers)].mean())
-        heads = ", ".join(f"{layer}.{head}" for layer, some in self.best_heads.items() for head in some)
+        over_all = float(self.auroc_layers.nanmean())
+        heads = ", ".join(f"{layer}.{head}" for layer, head, _ in self.scores.ranking()[:4])
         return (
-            f"Profile({whose}n={self.n}; layers {list(self.layers)} with AUROC {at:.3f}, "
-            f"{float(self.auroc_layers.nanmean()):.3f} over all; heads {heads})"
+            f"Profile({whose}n={self.n}; layers {list(self.layers)} with AUROC {at:.3f}, {over_all:.3f} over "
+            f"all; best heads {heads})"
         )
 
     @property
