@@ -2,6 +2,7 @@
 
 from seeing.probes.allocation import Allocation, allocation
 from seeing.probes.attribution import Attribution, attribution
+from seeing.probes.belief import Belief, belief
 from seeing.probes.companions import among
 from seeing.probes.comparison import Comparison
 from seeing.probes.evidence import Evidence, evidence
@@ -23,6 +24,7 @@ __all__ = [
     "Allocation",
     "Attribution",
     "Aurocs",
+    "Belief",
     "Comparison",
     "DirectEffects",
     "Evidence",
@@ -41,6 +43,7 @@ __all__ = [
     "among",
     "attribution",
     "aurocs",
+    "belief",
     "direct_effects",
     "evidence",
     "evidence_heads",
