@@ -207,7 +207,7 @@ class Moment:
         """The part of a mask over all positions that belongs to the tokens of this pass."""
         return mask[:, mask.shape[1] - n_tokens :]
 
-    def pick_rows(self, value: Float[Tensor, "*batch key"], whose: str) -> Float[Tensor, "*batch key"]:
+    def pick_rows(self, value: Float[Tensor, "*batch key"], whose: str) -> Float[Tensor, "*picked key"]:
         """The rows being computed, of a value with one row for all or one for each query of the prompt."""
         if value.ndim < 2 or value.shape[-2] == 1:
             return value
