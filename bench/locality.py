@@ -1,8 +1,8 @@
-"""What do the metrics of evidence locality cost? All heads of a 7B model over a thousand image tokens at once.
+"""What do the metrics of evidence locality cost? All heads of a 7B model over a thousand image tokens.
 
-28 layers × 28 heads, every metric of `seeing.metrics.Locality` for each head, from one sample's rows. Beside it
-scikit-learn's AUROC alone, head by head. Times are the best of the repeats: others' work on the machine only
-adds to them.
+28 layers × 28 heads, every metric of `seeing.metrics.Locality` for each head, from one sample's rows. Beside
+it scikit-learn's AUROC alone, head by head. Times are the best of the repeats: others' work on the machine
+only adds to them.
 """
 
 from __future__ import annotations
@@ -26,7 +26,9 @@ def measure(repeats: int = 30) -> dict[str, float]:
     for evidence in (20, 100, 300, 500):
         labels = torch.zeros(TOKENS, dtype=torch.bool)
         labels[200 : 200 + evidence] = True
-        found[f"all metrics, {evidence} evidence tokens"] = _best(repeats, lambda: locality(rows, labels))
+        found[f"all metrics, {evidence} evidence tokens"] = _best(
+            repeats, lambda labels=labels: locality(rows, labels)
+        )
     flat, truth = rows.flatten(0, 1).numpy(), labels.numpy()
     by_head = _best(2, lambda: [roc_auc_score(truth, head) for head in flat])
     return found | {"scikit-learn's AUROC alone, head by head, 500": by_head}
