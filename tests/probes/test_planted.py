@@ -10,6 +10,7 @@ from tiny.soil import FAMILIES
 from seeing import edits as E
 from seeing.probes.allocation import allocation
 from seeing.probes.attribution import attribution
+from seeing.probes.belief import QUADRANTS, belief
 from seeing.probes.evidence import evidence
 from seeing.probes.gaze import gaze_heads
 from seeing.probes.heads import evidence_heads
@@ -269,3 +270,37 @@ def test_samples_whose_attention_is_wrong_are_counted_apart(family, plant, each_
         assert found[group, "base"].n == n
         assert found[group, "base"].accuracy == pytest.approx(right / n)
         assert (found[group, "blind"].fixed, found[group, "blind"].broken) == (0, right)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_belief_puts_every_sample_into_its_quadrant(family, plant, each_way):
+    model = plant("each way", family=family)
+    table = belief(model.vlm, each_way, layers=[1], draws=2, batch_size=5).table()
+    assert table["quadrant"].tolist() == list(QUADRANTS)
+    assert table["n"].tolist() == [2, 3, 4, 5]
+    # A dark place is answered by what is usual, which is wrong here.
+    assert table["accuracy"].tolist() == [1, 0, 1, 0]
+
+
+@pytest.mark.parametrize(
+    ("kind", "late", "quadrant"),
+    [
+        ("believes", False, 0),
+        ("unbelieving", False, 1),
+        ("blind believer", False, 2),
+        ("neither", False, 3),
+        # These look from elsewhere than the last token of the prompt, which is all that counts as seen.
+        ("two hops", False, 2),
+        ("believes", True, 2),
+    ],
+)
+def test_belief_names_the_kind_of_each_model(kind, late, quadrant, plant, planted_samples):
+    model, given = plant(kind, late=late), planted_samples(3, seed=14, unusual=True, late=late)
+    found = belief(model.vlm, given, heads={1: [2]}, draws=2)
+    assert found.quadrant == (QUADRANTS[quadrant],) * 3
+    assert found.correct.tolist() == [model.by_picture] * 3
+    drops = found.evidence_drop if model.by_picture else found.evidence_drop.abs()
+    assert (drops > 2).all() if model.by_picture else (drops < 0.02).all()
+    assert found.control_drop.abs().max() < 0.2
+    # Where all 64 tokens tie for the top, two of them are evidence.
+    assert found.pointing.tolist() == [1 if quadrant < 2 else 2 / 64] * 3
