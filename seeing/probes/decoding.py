@@ -7,7 +7,7 @@ tokens and some numbers stay. In the same pass the last step is held against wha
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -51,6 +51,25 @@ class Decoded:
     logprobs: Float[Tensor, "place layer target"]
     entropy: Float[Tensor, "place layer"]
     kl: Float[Tensor, "place layer"]
+
+    @classmethod
+    def blank(cls, places: int, layers: int, k: int, targets: int) -> Decoded:
+        """Places to be filled in."""
+        whole, per_target = (places, layers, k), (places, layers, targets)
+        return cls(
+            torch.zeros(whole, dtype=torch.long),
+            torch.zeros(whole),
+            torch.zeros(places, targets, dtype=torch.long),
+            torch.zeros(per_target, dtype=torch.long),
+            torch.zeros(per_target),
+            torch.zeros(places, layers),
+            torch.zeros(places, layers),
+        )
+
+    @property
+    def by_layer(self) -> tuple[Tensor, ...]:
+        """All that has a layer axis."""
+        return self.top, self.probs, self.ranks, self.logprobs, self.entropy, self.kl
 
     @classmethod
     def joined(cls, parts: Sequence[Decoded]) -> Decoded:
@@ -148,7 +167,7 @@ def decode(
     streams = _Streams([f"text.{layer}.{site}" for layer in layers], places, last_step)
     streams.read(vlm, prompt)
     with torch.no_grad():
-        return Decoded.joined(list(streams.decoded(k, targets)))
+        return streams.decoded(k, targets)
 
 
 class _Streams:
@@ -211,19 +230,24 @@ class _Streams:
             f"stands between the stream and the logits, so what early layers would answer can't be told"
         )
 
-    def decoded(self, k: int, targets: Int[Tensor, "place target"] | None) -> Iterator[Decoded]:
+    def decoded(self, k: int, targets: Int[Tensor, "place target"] | None) -> Decoded:
         """A few places at a time, on the CPU."""
-        size = max(1, _HELD // self.logits.shape[-1])
-        for start in range(0, len(self.rows), size):
+        places, d_vocab = len(self.rows), self.logits.shape[-1]
+        # What is kept is laid out first: made layer by layer, it would lie between the large tables in memory
+        # and keep them from being given back.
+        n_targets = 1 if targets is None else targets.shape[1]
+        found = Decoded.blank(places, len(self.names), k, n_targets)
+        size = max(1, _HELD // d_vocab)
+        for start in range(0, places, size):
             some = slice(start, start + size)
             final = self.last_step.of_normed(self.normed[some]).float().log_softmax(-1)
             wanted = final.argmax(-1, keepdim=True) if targets is None else targets[some].to(final.device)
-            layers = [
-                _numbers(self.last_step(self.kept[name][some]).float().log_softmax(-1), final, wanted, k)
-                for name in self.names
-            ]
-            top, probs, ranks, logprobs, entropy, kl = (torch.stack(part, 1).cpu() for part in zip(*layers))
-            yield Decoded(top, probs, wanted.cpu(), ranks, logprobs, entropy, kl)
+            found.targets[some] = wanted.cpu()
+            for layer, name in enumerate(self.names):
+                logp = self.last_step(self.kept[name][some]).float().log_softmax(-1)
+                for kept, part in zip(found.by_layer, _numbers(logp, final, wanted, k), strict=True):
+                    kept[some, layer] = part.cpu()
+        return found
 
 
 def _numbers(
