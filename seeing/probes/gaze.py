@@ -23,13 +23,13 @@ from seeing.probes.looks import looks
 from seeing.probes.progress import Progress
 from seeing.probes.running import RunningMean
 from seeing.probes.samples import Answered, Ledger
-from seeing.prompt import Template
+from seeing.prompt import Prompt, Template
 from seeing.vlm import VLM
 
 
 def gaze_heads(
     vlm: VLM,
-    samples: Iterable[EvidenceSample] | EvidenceSample,
+    samples: Prompt | Iterable[EvidenceSample] | EvidenceSample,
     *,
     relative: bool = False,
     answers: Answered = None,
@@ -56,11 +56,11 @@ def gaze_heads(
     parts = {name: RunningMean() for name in ("target", "image", "share", "lift")}
     settings = dict(template=template, batch_size=batch_size, progress=progress, what="gaze")
     for look in looks(vlm, samples, ledger, answers=answers, boxes=True, **settings):
-        target = look.grid.labels(look.sample.boxes)
+        target = look.grid.labels(look.boxes)
         if not target.any():
-            ledger.leave_out(look.sample, "no image token sees the evidence")
+            ledger.leave_out(look.id, "no image token sees the evidence")
             continue
-        ledger.count(look.sample)
+        ledger.ids.append(look.id)
         on, image = look.weights[..., target].sum(-1), look.weights.sum(-1)
         # A head that gives the picture nothing has no share of it.
         share = torch.where(image > 0, on / image, torch.nan)

@@ -32,7 +32,7 @@ from seeing.probes.looks import looks
 from seeing.probes.progress import Progress
 from seeing.probes.running import RunningMean
 from seeing.probes.samples import Answered, Ledger
-from seeing.prompt import Template
+from seeing.prompt import Prompt, Template
 from seeing.vlm import VLM
 
 #: Cells of one map that touch, diagonals too, are one component; cells of two maps never are.
@@ -43,7 +43,7 @@ _PARTS = ("image sum", "past elbow", "bottom row", "entropy")
 
 def localization_heads(
     vlm: VLM,
-    samples: Iterable[EvidenceSample] | EvidenceSample,
+    samples: Prompt | Iterable[EvidenceSample] | EvidenceSample,
     *,
     best: int = 10,
     floor: float = 1e-3,
@@ -89,9 +89,9 @@ def localization_heads(
     for look in looks(vlm, samples, ledger, layers=chosen_layers, answers=answers, **settings):
         found = judge(look.weights, look.grid, best=best, floor=floor, times_mean=times_mean, bottom=bottom)
         if not found["chosen"].nan_to_num().any():
-            ledger.leave_out(look.sample, "no head that looks at the picture has a region on it")
+            ledger.leave_out(look.id, "no head that looks at the picture has a region on it")
             continue
-        ledger.count(look.sample)
+        ledger.ids.append(look.id)
         score.add(_spread(found["chosen"], chosen_layers, vlm)[None])
         for name, mean in parts.items():
             mean.add(_spread(found[name], chosen_layers, vlm)[None])

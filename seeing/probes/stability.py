@@ -28,7 +28,7 @@ from seeing.probes.looks import looks
 from seeing.probes.profile import Profile, kept
 from seeing.probes.progress import Progress
 from seeing.probes.samples import Ledger, LeftOut
-from seeing.prompt import Template
+from seeing.prompt import Prompt, Template
 from seeing.stats import Interval
 from seeing.vlm import VLM
 
@@ -187,7 +187,7 @@ class Aurocs(NamedTuple):
 
 def aurocs(
     vlm: VLM,
-    samples: Iterable[EvidenceSample] | EvidenceSample,
+    samples: Prompt | Iterable[EvidenceSample] | EvidenceSample,
     *,
     template: Template | None = None,
     batch_size: int = 32,
@@ -201,12 +201,12 @@ def aurocs(
     settings = dict(template=template, batch_size=batch_size, progress=progress, what="AUROC")
     for look in looks(vlm, samples, ledger, boxes=True, **settings):
         placed = look.grid.placed
-        labels, weights = look.grid.labels(look.sample.boxes)[placed], look.weights[..., placed]
+        labels, weights = look.grid.labels(look.boxes)[placed], look.weights[..., placed]
         if labels.all() or not labels.any():
             reason = "every image token is evidence" if labels.all() else "no image token sees the evidence"
-            ledger.leave_out(look.sample, reason)
+            ledger.leave_out(look.id, reason)
             continue
-        ledger.count(look.sample)
+        ledger.ids.append(look.id)
         read = ~weights.isnan().any(-1).any(-1)
         by_head = weights.new_full(weights.shape[:2], torch.nan)
         by_head[read] = auroc(weights[read], labels)

@@ -160,6 +160,18 @@ def test_what_has_no_target_is_left_out_with_its_reason(random, crowded, paste):
         probes.gaze_heads(random, [without], progress=False)
 
 
+def test_a_prompt_is_probed_as_its_samples_are(random, mixed):
+    prompt = random.prompts(mixed[:3])
+    for probe in (probes.gaze_heads, probes.localization_heads):
+        alike = probe(random, mixed[:3], progress=False)
+        torch.testing.assert_close(probe(random, prompt).scores, alike.scores, rtol=1e-5, atol=1e-7)
+    bare = random.prompts([(one.image, one.question) for one in mixed[:2]])
+    with pytest.raises(ValueError, match="0: no evidence boxes"):
+        probes.gaze_heads(random, bare)
+    with pytest.raises(ValueError, match="a prompt stands as it is"):
+        probes.gaze_heads(random, prompt, answers="own")
+
+
 @pytest.mark.parametrize("family", ["llava", "qwen2_vl"])
 def test_the_planted_head_gazes_and_steering_it_moves_the_answer(family, plant, planted_samples):
     model = plant("believes", family=family)
