@@ -259,7 +259,7 @@ def _numbers(
     """What is kept of one layer's distributions."""
     best = logp.topk(k, dim=-1)
     said = logp.gather(-1, targets)
-    ranks = torch.stack([(logp > one[:, None]).sum(-1) for one in said.unbind(-1)], -1)
+    ranks = torch.stack([(logp > one[:, None]).count_nonzero(-1) for one in said.unbind(-1)], -1)
     entropy = torch.special.entr(logp.exp()).sum(-1)
     kl = torch.nn.functional.kl_div(logp, final, reduction="none", log_target=True).sum(-1)
     return best.indices, best.values.exp(), ranks, said, entropy, kl
