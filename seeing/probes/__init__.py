@@ -1,6 +1,7 @@
 """Probes: what did the model see? Each returns a small typed result with named axes and `.to_frame()`."""
 
 from seeing.probes.allocation import Allocation, allocation
+from seeing.probes.allocations import MeanAllocation
 from seeing.probes.attribution import Attribution, attribution
 from seeing.probes.belief import Belief, belief
 from seeing.probes.companions import among
@@ -32,6 +33,7 @@ __all__ = [
     "ImageLens",
     "Knockouts",
     "LogitLens",
+    "MeanAllocation",
     "Patched",
     "Profile",
     "Published",

@@ -109,7 +109,8 @@ def allocation(
             answer; a span's name, or positions. Several rows of one prompt are averaged.
         each: keep every row apart (of a prompt only).
         sinks: one more segment, a selector such as ``E.sinks(dims)``, resolved in each layer in the same
-            pass, or positions. It lies across the others.
+            pass, or positions. It lies across the others, and holds tokens of the prompt only, none of an
+            answer. NaN in cross-attention layers.
         answers: for query "answer" over samples: the model's "own" greedy answer, or the first "given".
         by_answer: let the model answer, and part the samples into those it gets right (exact match) and
             wrong: ``.correct`` and ``.wrong``.

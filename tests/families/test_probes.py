@@ -20,6 +20,7 @@ def samples(picture):
     ]
 
 
+@pytest.mark.filterwarnings("ignore:the model did not see all of the evidence")
 def test_evidence_keeps_every_layer_with_nan_where_nothing_can_be_read(case, samples):
     found = probes.evidence(case.vlm, samples)
     assert found.n == 2
@@ -46,6 +47,36 @@ def test_allocation_shares_add_up_to_one(case, picture):
     if case.vlm.family.cross_grid(case.model, case.processor, (76, 52), 0) is None:
         image = found.of("image")
         torch.testing.assert_close(parts[~parts.isnan()], image[~image.isnan()], rtol=1e-4, atol=1e-5)
+
+
+def test_rows_of_answers_are_shared_out_as_by_hand(case, picture):
+    """Two prompts and answers of different lengths: padding on both sides. Answers make no sinks."""
+    asked = [
+        (picture(), "what digit is on the red square ?"),
+        (picture(50, 90, 1), "what digit is on the square ?"),
+    ]
+    prompt = case.vlm.prompts(asked).with_answer(["red", "blue square ?"])
+    found = probes.allocation(case.vlm, prompt, "answer", sinks=E.sinks([1, 7], 1.2))
+    streams: list[torch.Tensor] = []
+    case.twin.run(
+        prompt.inputs, hooks=[(layer, "in", lambda x: streams.append(x) or x) for layer in case.layers]
+    )
+    kernels, image = case.vlm.sites.kernels["text"], prompt.spans.mask("image")
+    answer = prompt.spans.mask("answer")
+    for layer, stream in enumerate(streams):
+        if layer not in kernels or kernels[layer].cross:
+            assert found.of("sinks")[:, layer].isnan().all()
+            continue
+        (call,) = case.twin.calls[case.attention(layer)]
+        sinks = (stream[..., [1, 7]].abs().amax(-1) > 1.2 * stream.pow(2).mean(-1).sqrt()) & ~answer
+        for row in range(2):
+            asking = prompt.spans["predicts"][row]
+            rows = call["pattern"][row, :, asking[asking >= 0]]
+            for name, keys in (("image", image[row]), ("sinks", sinks[row])):
+                by_hand = rows[..., keys].sum(-1).mean(1)
+                torch.testing.assert_close(found.of(name)[row, layer], by_hand, atol=1e-4, rtol=1e-4)
+    total = sum(found.of(name) for name in ("image", "question", "template", "answer"))
+    torch.testing.assert_close(total[~total.isnan()], torch.ones_like(total[~total.isnan()]))
 
 
 @pytest.mark.parametrize("edit", ["boost", "heads", "steer"])
