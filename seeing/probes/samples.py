@@ -61,7 +61,7 @@ class Batch:
 
 def batches(
     vlm: VLM,
-    samples: Iterable[EvidenceSample] | EvidenceSample,
+    samples: Iterable[Any] | EvidenceSample,
     ledger: Ledger,
     *,
     boxes: bool = False,

@@ -1,5 +1,6 @@
 """What tests of probes share: the planted models."""
 
+import jaxtyping
 import numpy as np
 import pytest
 from PIL import Image
@@ -27,3 +28,9 @@ def noise():
         return Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
 
     return draw
+
+
+@pytest.fixture
+def unchecked(monkeypatch):
+    """Signatures are not checked, as with a user: what our own checks say is heard."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
