@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -32,7 +32,7 @@ from seeing.grid import Box
 from seeing.probes.progress import Progress
 from seeing.probes.reading import Reading, batched, read_rows
 from seeing.probes.running import RunningMean
-from seeing.probes.samples import Batch, Ledger, LeftOut, batches
+from seeing.probes.samples import Ledger, LeftOut, batches
 from seeing.prompt import Prompt, Template
 from seeing.vlm import VLM
 
@@ -213,7 +213,7 @@ class Sinks:
 
 def sinks(
     vlm: VLM,
-    samples: Iterable[EvidenceSample] | EvidenceSample,
+    samples: Prompt | Iterable[EvidenceSample] | EvidenceSample,
     dims: Iterable[int] | int | None = None,
     *,
     k: int = 2,
@@ -233,27 +233,26 @@ def sinks(
     """
     ledger, tokens = Ledger(), []
     counts, mass, control = RunningMean(), RunningMean(), RunningMean()
-    coming = batches(
-        vlm, samples, ledger, template=template, batch_size=batch_size, progress=progress, what="sinks"
-    )
+    settings = dict(template=template, batch_size=batch_size, progress=progress, what="sinks")
+    coming = _rounds(vlm, samples, ledger, **settings)
     if dims is None:
         first = next(coming, None)
         if first is not None:
-            dims, coming = sink_dims(vlm, first.prompt, k, tau), chain([first], coming)
+            dims, coming = sink_dims(vlm, first[0], k, tau), chain([first], coming)
     elif not isinstance(dims, SinkDims):
         dims = SinkDims.of(heads_of(dims), (), torch.nan)
-    for batch in coming:
-        reading = read_rows(vlm, batch.prompt, sinks=E.sinks(dims, tau))
+    for prompt, ids in coming:
+        reading = read_rows(vlm, prompt, sinks=E.sinks(dims, tau))
         parts = segments_of(reading.prompt)
-        for row, sample in enumerate(batch.samples):
-            ledger.count(sample)
+        for row, name in enumerate(ids):
+            ledger.ids.append(name)
             marks, read = reading.sinks[row], ~reading.rows[row, :, 0, -1].isnan().any(-1)
             here = torch.stack([(marks & part[row]).sum(1) for part in parts.values()], -1).double()
             counts.add(here.masked_fill(~read[:, None], torch.nan)[None])
             drawn = [_drawn(reading, row, kind) for kind in KINDS]
             mass.add(torch.stack([on for on, _ in drawn], -1)[None])
             control.add(torch.stack([off for _, off in drawn], -1)[None])
-            tokens += tokens_of(batch, reading, row, parts)
+            tokens += tokens_of(name, reading, row, parts)
     ledger.need("a prompt to look for sinks in")
     return Sinks(
         dims,
@@ -265,6 +264,17 @@ def sinks(
         len(ledger.ids),
         tuple(ledger.left_out),
     )
+
+
+def _rounds(
+    vlm: VLM, samples: Prompt | Iterable[EvidenceSample] | EvidenceSample, ledger: Ledger, **settings: Any
+) -> Iterator[tuple[Prompt, list[str]]]:
+    """Prompts, and the names of their rows."""
+    if isinstance(samples, Prompt):
+        yield samples, [str(row) for row in range(len(samples))]
+        return
+    for batch in batches(vlm, samples, ledger, **settings):
+        yield batch.prompt, [one.id for one in batch.samples]
 
 
 def segments_of(prompt: Prompt) -> dict[str, Bool[Tensor, "batch pos"]]:
@@ -296,7 +306,7 @@ def _drawn(
 
 
 def tokens_of(
-    batch: Batch, reading: Reading, row: int, parts: dict[str, Bool[Tensor, "batch pos"]]
+    name: str, reading: Reading, row: int, parts: dict[str, Bool[Tensor, "batch pos"]]
 ) -> list[SinkToken]:
     """The sinks of one row, as a table."""
     prompt, marks = reading.prompt, reading.sinks[row]
@@ -310,7 +320,7 @@ def tokens_of(
         at: Int[Tensor, " layer"] = marks[:, position].nonzero()[:, 0]
         found.append(
             SinkToken(
-                batch.samples[row].id,
+                name,
                 position - padding,
                 segment,
                 int(at[0]),

@@ -145,6 +145,13 @@ def test_dimensions_can_be_given(sunk, asked, found):
         probes.sinks(sunk, asked, [128], progress=False)
 
 
+def test_a_prompt_is_probed_as_its_samples_are(sunk, asked, found):
+    again = probes.sinks(sunk, sunk.prompts(asked), tau=5)
+    torch.testing.assert_close(again.mass, found.mass, rtol=1e-5, atol=1e-7)
+    assert [one[1:] for one in again.tokens] == [one[1:] for one in found.tokens]
+    assert [one.id for one in again.tokens] == ["0", "0", "1", "1", "2", "2"]
+
+
 def test_a_model_without_sinks_says_how_large_its_dimensions_get(random, asked):
     with pytest.raises(BadEdit, match=r"makes sinks at tau=20.*× rms"):
         probes.sinks(random, asked, progress=False)
