@@ -222,7 +222,7 @@ def evidence(
             wrong: ``.correct`` and ``.wrong``.
         per_sample: keep a number a sample and layer; False for memory that does not grow with the data.
         template: how the question is asked (see `VLM.prompt`).
-        batch_size: samples in one forward pass.
+        batch_size: samples in one forward pass, whose rows are held: fewer for long answers.
         progress: None shows a bar, False nothing; a function is called with the number of samples done.
 
     Warns once where evidence lies outside what the model saw, and names the samples in ``partly_seen``.
