@@ -76,8 +76,9 @@ def patching_map(
     fig.update_xaxes(dtick=max(1, int(np.ceil(len(layers) / 12))), showgrid=False)
     fig.update_xaxes(title_text=layer_axis(len(layers))["title"]["text"], row=len(panels), col=1)
     fig.update_layout(coloraxis=signed(bound, dark))
+    fig.update_annotations(font_size=12)
     rows = len(panels) * len(axes[down])
-    return theme.dress(
+    theme.dress(
         fig,
         title=title,
         n=f"n = {n:,}",
@@ -85,6 +86,8 @@ def patching_map(
         dark=dark,
         height=max(320, min(1400, 170 + 40 * len(panels) + 24 * rows)),
     )
+    # The first panel's name stands between the title and the panel.
+    return fig.update_layout(margin_t=74 if len(panels) > 1 else 54)
 
 
 def direct_map(

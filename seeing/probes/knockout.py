@@ -51,9 +51,9 @@ FLOWS = (
 
 #: How a change of the answer is said, with its unit.
 MEASURES = {
-    "percent": "100·(p′ − p)/p of the answer, %",
-    "prob": "p′ − p of the answer",
     "logprob": "log p′ − log p of the answer, nats",
+    "prob": "p′ − p of the answer",
+    "percent": "100·(p′ − p)/p of the answer, %",
 }
 
 #: Control: image tokens that are no evidence, as many as the evidence has.
@@ -67,10 +67,11 @@ class Knockouts:
     Attributes:
         flows: labels of the flow axis.
         layers: the centres, labels of the layer axis.
-        percent: (flow, layer) mean over samples of 100·(p′ − p)/p, p the answer's probability. −100 takes
-            the answer away.
+        logprob: (flow, layer) mean over samples of log p′ − log p, p the answer's probability.
         prob: (flow, layer) mean of p′ − p.
-        logprob: (flow, layer) mean of log p′ − log p.
+        percent: (flow, layer) mean of 100·(p′ − p)/p, as published: −100 takes the answer away. It has no
+            bound above, so samples that are answered wrong rule it: give it those that are answered right,
+            or ``answers="own"``.
         intervals: of each of the three, by name, two tensors, 95 %, bootstrapped over samples.
         window: layers cut at a time.
         base: mean probability of the answer in the uncut run.
@@ -82,9 +83,9 @@ class Knockouts:
 
     flows: tuple[str, ...]
     layers: tuple[int, ...]
-    percent: Float[Tensor, "flow layer"]
-    prob: Float[Tensor, "flow layer"]
     logprob: Float[Tensor, "flow layer"]
+    prob: Float[Tensor, "flow layer"]
+    percent: Float[Tensor, "flow layer"]
     intervals: Mapping[str, Interval]
     window: int
     n_layers: int
@@ -97,7 +98,7 @@ class Knockouts:
         """Samples counted."""
         return len(self.ids)
 
-    def of(self, flow: str, measure: str = "percent") -> Float[Tensor, " layer"]:
+    def of(self, flow: str, measure: str = "logprob") -> Float[Tensor, " layer"]:
         """One flow's curve."""
         if flow not in self.flows or measure not in MEASURES:
             raise KeyError(
@@ -115,7 +116,7 @@ class Knockouts:
                 columns[column] = value.flatten().numpy()
         return pd.DataFrame(columns, index=index).reset_index()
 
-    def figure(self, measure: str = "percent", *, dark: bool = False) -> go.Figure:
+    def figure(self, measure: str = "logprob", *, dark: bool = False) -> go.Figure:
         """A curve a flow over the centres of the windows."""
         if measure not in MEASURES:
             raise KeyError(f"no measure {measure!r}; there are {', '.join(MEASURES)}")
@@ -166,9 +167,9 @@ def knockout(
         found = torch.stack([_swept(vlm, prompt, ids, cut, windows) for cut in cuts.values()], 1)
         start = plain[:, None, None]
         changes = {
-            "percent": percent_change(found, start),
-            "prob": found.exp() - start.exp(),
             "logprob": found - start,
+            "prob": found.exp() - start.exp(),
+            "percent": percent_change(found, start),
         }
         for name, change in changes.items():
             means[name].add(change)

@@ -67,6 +67,7 @@ class Patched:
         count: (*axes) samples behind ``share``.
         metric: one of `effects.METRICS`.
         direction: "denoise" or "noise".
+        kind: what was patched, as the figure says it.
         ids: the samples counted.
         left_out: those that were not, each with its reason.
     """
@@ -80,6 +81,7 @@ class Patched:
     count: Int[Tensor, "*axes"]
     metric: str
     direction: str
+    kind: str
     ids: tuple[str, ...]
     left_out: tuple[LeftOut, ...]
 
@@ -128,6 +130,7 @@ class Patched:
             metric=METRICS[self.metric],
             direction=self.direction,
             n=self.n,
+            title=self.kind,
             dark=dark,
         )
 
@@ -201,7 +204,7 @@ def patching(
         sums.add(runs.start, runs.end, runs.patched(places))
         ledger.ids.extend(pair.ids)
     ledger.need("a clean and a corrupted side to compare")
-    return sums.result(axes, metric, direction, ledger)
+    return sums.result(axes, metric, direction, "Activation patching", ledger)
 
 
 def check_asked(direction: str, metric: str) -> None:
@@ -304,7 +307,9 @@ class Sums:
         # Side by side, so that a draw weighs a sample's change and its gap alike.
         self.draws.add(torch.cat([change, gap], 1))
 
-    def result(self, axes: Mapping[str, Sequence], metric: str, direction: str, ledger: Ledger) -> Patched:
+    def result(
+        self, axes: Mapping[str, Sequence], metric: str, direction: str, kind: str, ledger: Ledger
+    ) -> Patched:
         shape = [len(labels) for labels in axes.values()]
         change, gap = self.change.mean, self.gap.mean
         means = self.draws.means
@@ -321,6 +326,7 @@ class Sums:
             count=self.share.count.reshape(shape),
             metric=metric,
             direction=direction,
+            kind=kind,
             ids=tuple(ledger.ids),
             left_out=tuple(ledger.left_out),
         )

@@ -173,7 +173,7 @@ def path_patching(
         ledger.ids.extend(pair.ids)
     ledger.need("a clean and a corrupted side to compare")
     axes = {"layer": tuple(range(vlm.cfg.n_layers)), "head": tuple(range(vlm.cfg.n_heads))}
-    return sums.result(axes, metric, direction, ledger)
+    return sums.result(axes, metric, direction, "Path patching, head to logits", ledger)
 
 
 def _prompts(vlm, samples, ledger, template, batch_size, progress, answers):

@@ -157,11 +157,9 @@ SETTINGS = dict(spans=("evidence", "last"), layers=3)
 def test_batches_of_any_size_and_prompts_give_the_same_effects(random, crowded):
     samples = [reworded(crowded[0], "what digit ?"), *crowded[1:3]]
     whole = patching(random, samples, repainted, **SETTINGS)
-    parts = patching(random, iter(samples), repainted, batch_size=2, **SETTINGS)
+    parts = patching(random, iter(samples), map(repainted, samples), batch_size=2, **SETTINGS)
     torch.testing.assert_close(parts.effect, whole.effect, atol=2e-4, rtol=1e-3)
     assert parts.ids == whole.ids == tuple(one.id for one in samples)
-    given = patching(random, iter(samples), map(repainted, samples), batch_size=2, **SETTINGS)
-    torch.testing.assert_close(given.effect, whole.effect, atol=2e-4, rtol=1e-3)
     clean = random.prompts(samples).with_answer([one.answers[0] for one in samples])
     prompts = patching(random, clean, random.prompts([repainted(one) for one in samples]), **SETTINGS)
     torch.testing.assert_close(prompts.effect, whole.effect, atol=2e-4, rtol=1e-3)
@@ -174,10 +172,10 @@ def test_an_edited_picture_is_the_same_as_the_edited_sample(random, crowded):
         return dataclasses.replace(sample, image=Image.fromarray(pixels))
 
     edit = E.Occlude("evidence", fill=(7, 8, 9))
-    by_edit = patching(random, crowded[:3], edit, **SETTINGS)
-    by_hand = patching(random, crowded[:3], covered, **SETTINGS)
+    by_edit = patching(random, crowded[:2], edit, **SETTINGS)
+    by_hand = patching(random, crowded[:2], covered, **SETTINGS)
     torch.testing.assert_close(by_edit.change, by_hand.change)
-    prompt = random.prompts(crowded[:3]).with_answer([one.answers[0] for one in crowded[:3]])
+    prompt = random.prompts(crowded[:2]).with_answer([one.answers[0] for one in crowded[:2]])
     torch.testing.assert_close(patching(random, prompt, edit, **SETTINGS).change, by_hand.change)
 
 
