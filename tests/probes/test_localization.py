@@ -6,7 +6,8 @@ import math
 import numpy as np
 import pytest
 import torch
-from tiny.tiled import BUILDERS
+from tiny.tiled import BUILDERS as TILED
+from tiny.tiles_last import BUILDERS as TILES_LAST
 
 import seeing
 from seeing import edits as E
@@ -133,6 +134,12 @@ def test_selection_frequency_is_counted_by_hand_on_eager_rows(random, mixed, eag
     np.testing.assert_allclose(found.parts["image sum"], eager_rows.sum(-1).mean(0), rtol=1e-5)
 
 
+#: The overview comes first, or behind the tiles.
+BUILDERS = {name: TILED[name] for name in ("llava_next", "mllama")} | {
+    name: TILES_LAST[name] for name in ("internvl", "idefics3")
+}
+
+
 @functools.cache
 def tiled(name):
     model, processor = BUILDERS[name]()
@@ -172,6 +179,14 @@ def test_a_head_on_the_bottom_row_is_dropped_and_so_is_one_that_hardly_looks(ran
         [1, 1, 0],
         [0, 0, 0],
     ]
+
+
+def test_of_heads_with_one_blob_each_those_that_look_most_are_chosen(random, crowded):
+    grid = random.prompt(crowded[0]).grids[0]
+    rows = np.full((1, 5, 64), 1e-4)
+    rows[0, :, 20] = [0.2, 0.5, 0.3, 0.4, 0.0]
+    assert judge(torch.from_numpy(rows), grid, best=1)["chosen"].tolist() == [[0, 1, 0, 0, 0]]
+    assert judge(torch.from_numpy(rows), grid, best=2)["chosen"].tolist() == [[0, 1, 0, 1, 0]]
 
 
 def test_layers_that_do_not_compete_have_no_score(random, crowded):
