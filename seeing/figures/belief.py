@@ -71,12 +71,14 @@ def belief_scatter(
                 )
             )
         fig.add_annotation(
-            x=1 if place < 2 else 0,
+            # beside the line, where there are the fewest markers
+            x=lines[0],
+            xshift=6 if place < 2 else -6,
             y=1 if place % 2 == 0 else 0,
-            xref="paper",
             yref="paper",
-            xanchor="right" if place < 2 else "left",
+            xanchor="left" if place < 2 else "right",
             yanchor="top" if place % 2 == 0 else "bottom",
+            align="left" if place < 2 else "right",
             text=f"{theme.escape(name)}<br>{n}{accuracy}",
             showarrow=False,
             font={"color": theme.colour_of(meaning), "size": 12},
@@ -85,7 +87,12 @@ def belief_scatter(
     fig.add_vline(x=lines[0], line=line)
     fig.add_hline(y=lines[1], line=line)
     fig.update_xaxes(title_text="seen: AUROC of attention to the evidence", range=[-0.02, 1.02])
-    fig.update_yaxes(title_text="believed: drop without the evidence, beyond control (nats)")
+    low, high = min([lines[1], *believed]), max([lines[1], *believed])
+    room = 0.14 * max(high - low, 1e-3)
+    fig.update_yaxes(
+        title_text="believed: drop without the evidence, beyond control (nats)",
+        range=[low - room, high + room],
+    )
     theme.dress(
         fig,
         title="Seen and believed",

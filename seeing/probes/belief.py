@@ -339,7 +339,7 @@ def _read(vlm: VLM, layers: Any, heads: Any) -> tuple[tuple[tuple[int, tuple[int
         table = head_table(heads)
         check_heads(table, vlm)
         attention_layers([layer for layer, _ in table], vlm)
-        return table, f"{sum(len(some) for _, some in table)} heads"
+        return table, _counted(sum(len(some) for _, some in table), "head")
     kernels = vlm.sites.kernels["text"]
     crosses = any(kernel.cross for kernel in kernels.values())
     if layers is None:
@@ -352,7 +352,11 @@ def _read(vlm: VLM, layers: Any, heads: Any) -> tuple[tuple[tuple[int, tuple[int
     some = attention_layers(layers_said(layers), vlm)
     if wrong := [layer for layer in some if kernels[layer].cross != crosses]:
         raise ValueError(f"layers {wrong} do not attend to the picture's tokens one by one; leave them out")
-    return tuple((layer, ()) for layer in some), f"layers {', '.join(map(str, some))}"
+    return tuple((layer, ()) for layer in some), f"layer{'s' * (len(some) > 1)} {', '.join(map(str, some))}"
+
+
+def _counted(n: int, what: str) -> str:
+    return f"{n} {what}{'s' * (n != 1)}"
 
 
 __all__ = ["QUADRANTS", "Belief", "belief"]

@@ -65,8 +65,8 @@ def test_one_model_may_be_in_several_quadrants(plant, planted_samples):
             (True, True): "neither",
         }
         assert quadrant == words[one.meta["old"], one.meta["dark"]]
-    assert by_head.where == "1 heads"
-    assert found.where == f"layers {model.looks[0]}"
+    assert by_head.where == "1 head"
+    assert found.where == f"layer {model.looks[0]}"
 
 
 def test_who_looks_from_the_question_is_seen_there(plant, planted_samples):
@@ -188,7 +188,8 @@ def test_the_embedded_model_is_asked_with_its_own_profile(trained):
     profile = probes.profile(trained, plates("crowded", 12, seed=1))
     found = probes.belief(trained, plates("crowded", 8), layers=profile)
     assert found.n == 8
-    assert found.where == f"layers {', '.join(map(str, profile.layers))}"
+    assert len(profile.layers) == 1
+    assert found.where == f"layer {profile.layers[0]}"
     # what it says of a square hangs on what it may see of that square
     assert found.contrast[found.correct].mean() > found.contrast[~found.correct].nan_to_num().mean() or (
         found.correct.all()
