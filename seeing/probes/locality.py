@@ -128,8 +128,8 @@ class Group:
         self._rows: list[Float[Tensor, "metric layer query"]] = []
         self._empty: Float[Tensor, "sample metric layer"] | None = None
 
-    def add(self, ids: Sequence[str], scored: Sequence[Scored], like: Scored) -> None:
-        """Count some samples, or none of those of a batch in which one is ``like`` this."""
+    def add(self, ids: Sequence[str], scored: Sequence[Tensor], like: Scored) -> None:
+        """Count some samples, each `Scored`, or none of those of a batch in which one is ``like`` this."""
         self.ids += ids
         # sample metric layer heads_and_mean
         values = like.new_empty(0, *like.shape[:-1])
