@@ -242,7 +242,6 @@ class Attributed:
     """One batch of pairs: gradients of the base run, and both runs' activations."""
 
     vlm: VLM
-    pair: Pair
     runs: Runs
     grads: Mapping[str, Tensor]
     base: Mapping[str, Tensor]
@@ -262,7 +261,7 @@ class Attributed:
         grads = dict(zip(names, torch.autograd.grad(metric.sum(), [base[name] for name in names])))
         kept = {name: base[name].detach() for name in names}
         goal = vlm.cache(runs.goal, names, list(columns))
-        return cls(vlm, pair, runs, grads, kept, goal, settings.spans, columns)
+        return cls(vlm, runs, grads, kept, goal, settings.spans, columns)
 
     def each(self, name: str) -> Float[Tensor, "batch ..."]:
         """gradient × difference of a name, entry by entry."""

@@ -194,11 +194,9 @@ def _swept(
     vlm: VLM, prompt: Prompt, ids: Sequence[str], cut: _Cut, windows: Sequence[tuple[int, ...]]
 ) -> Float[Tensor, "batch layer"]:
     """The answer's log-probability with one flow cut in each window."""
-    found: dict[tuple[int, ...], Tensor] = {}
-    for layers in (tuple(layer for layer in window if layer in cut.possible) for window in windows):
-        if layers not in found:
-            found[layers] = cut.logprob(vlm, prompt, ids, layers)
     kept = [tuple(layer for layer in window if layer in cut.possible) for window in windows]
+    # Where few layers have attention, or few keys of this kind, several windows cut the same.
+    found = {layers: cut.logprob(vlm, prompt, ids, layers) for layers in dict.fromkeys(kept)}
     return torch.stack([found[layers] for layers in kept], 1)
 
 

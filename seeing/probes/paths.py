@@ -215,7 +215,7 @@ class Decomposition:
         ids, other = ids[:, 0].to(logits.device), other.to(logits.device)
         weight = last.head.weight
         towards = (weight[ids] - weight[other]).detach().float().to(stream.last.device)
-        frozen = FrozenNorm.at(last.norm, stream.last)
+        frozen = FrozenNorm.at(last.norm, stream.last, stream.normed)
         bias = getattr(last.head, "bias", None)
         constant = towards @ frozen.bias
         if bias is not None:
@@ -297,5 +297,5 @@ class _Paths:
     def _through(self, stream: Float[Tensor, "batch d_model"]) -> Float[Tensor, " batch"]:
         dtype = self.last.head.weight.dtype
         with torch.no_grad():
-            normed = stream if self.last.norm is None else plain(self.last.norm, stream.to(dtype))
+            normed = plain(self.last.norm, stream.to(dtype))
         return self.measure(_unembedded(self.last, normed)[:, None]).cpu()

@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from seeing.families import FamilyContractError
+from seeing.names import expand
 from seeing.prompt import Prompt
 from seeing.unembedding import plain
 from seeing.vlm import VLM
@@ -43,26 +44,34 @@ class Stream:
 
     @classmethod
     def of(cls, vlm: VLM, prompt: Prompt) -> Stream:
-        """Read in one pass; of every name the one position only is kept."""
+        """Read in one pass; of every name the one position only is kept.
+
+        Raises `UnknownName` for a model whose final norm is not known.
+        """
         n_layers, layers = vlm.cfg.n_layers, range(vlm.cfg.n_layers)
         apart = [layer for layer in layers if f"text.{layer}.attn.result" in vlm.sites]
         names = [f"text.{layer}.{site}" for layer in layers for site in ("resid_pre", "attn_out", "mlp_out")]
         names += [f"text.{layer}.attn.z" for layer in apart]
         names += [f"text.{n_layers - 1}.resid_post", "text.norm"]
-        read = _read(vlm, prompt, [name for name in vlm.sites if name in set(names)])
+        read = _read(vlm, prompt, expand(names, list(vlm.sites), vlm.sites.absent))
+        # The layers of a model may lie on several devices; what is left of them is small.
+        end = read["text.norm"].device
 
         def along(site: str) -> Tensor:
-            return torch.stack([read[f"text.{layer}.{site}"] for layer in layers], 1).float()
+            return torch.stack([read[f"text.{layer}.{site}"].to(end) for layer in layers], 1).float()
 
         pre, attn, mlp = along("resid_pre"), along("attn_out"), along("mlp_out")
-        last = read[f"text.{n_layers - 1}.resid_post"].float()
+        last = read[f"text.{n_layers - 1}.resid_post"].float().to(end)
         scale = torch.tensor([float(_factor(layer)) for layer in vlm.family.text(vlm._module).layers])
         # What a layer adds is multiplied by its own factor and by those of all layers behind it.
         arrives = scale.flip(0).cumprod(0).flip(0).to(last.device)
         own = (scale.to(last.device)[:, None] * (pre + attn + mlp)).to(last)
         other = torch.cat([pre[:, 1:], last[:, None]], 1) - own
         behind = torch.cat([arrives[1:], arrives.new_ones(1)])
-        heads = {layer: _heads(vlm, layer, read[f"text.{layer}.attn.z"]) * arrives[layer] for layer in apart}
+        heads = {
+            layer: _heads(vlm, layer, read[f"text.{layer}.attn.z"]).to(end) * arrives[layer]
+            for layer in apart
+        }
         return cls(
             embed=pre[:, 0] * arrives[0],
             heads=heads,
@@ -111,11 +120,13 @@ class FrozenNorm:
     centred: bool
 
     @classmethod
-    def at(cls, norm: nn.Module | None, stream: Float[Tensor, "batch d_model"]) -> FrozenNorm:
-        """Found by asking the norm itself. Raises FamilyContractError when it is no such norm."""
-        if norm is None:
-            zero = torch.zeros_like(stream[0])
-            return cls(torch.ones_like(stream), zero, False)
+    def at(
+        cls, norm: nn.Module, stream: Float[Tensor, "batch d_model"], normed: Float[Tensor, "batch d_model"]
+    ) -> FrozenNorm:
+        """Found by asking the norm itself; ``normed`` is what it made of ``stream`` in the run.
+
+        Raises FamilyContractError when it is no such norm, or made that of something else.
+        """
         dtype = next(norm.parameters()).dtype
         with torch.no_grad():
 
@@ -129,17 +140,16 @@ class FrozenNorm:
             probe = probe - probe.mean()
             probe = 1e3 * probe / probe.pow(2).mean().sqrt()
             weight = (ask(probe) - bias) * probe.pow(2).mean().sqrt() / probe
-            normed = ask(stream)
             centred = bool((ask(torch.ones_like(probe)) - bias).abs().max() < 0.01 * weight.abs().max())
             inner = stream - stream.mean(-1, keepdim=True) if centred else stream
             size = (inner * weight).norm(dim=-1, keepdim=True)
             found = cls(weight * (normed - bias).norm(dim=-1, keepdim=True) / size, bias, centred)
-        gap = (found(stream) - normed).abs().max() / normed.abs().max()
+        gap = float((found(stream) - normed).abs().max() / normed.abs().max())
         if not gap < (1e-3 if dtype == torch.float32 else 3e-2):
             raise FamilyContractError(
-                f"the final norm ({type(norm).__name__}) is neither an RMS norm nor a layer norm: with its "
-                f"statistic frozen it misses its own output by {float(gap):.2g}, so the logits can't be "
-                f"taken apart"
+                f"the final norm ({type(norm).__name__}) is no RMS norm and no layer norm of the last "
+                f"layer's stream: with its statistic frozen it misses what it gave in the run by {gap:.2g}, "
+                f"so the logits can't be taken apart"
             )
         return found
 

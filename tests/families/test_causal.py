@@ -102,11 +102,21 @@ def test_heads_add_up_to_their_branch_and_nothing_else_is_added(case, clean):
             assert found["heads"][:, layer].isnan().all()
         elif case.attention(layer).o_proj.bias is None:
             close(found["heads"][:, layer].sum(1), found["attn"][:, layer])
-    size = float(found["mlp"].abs().max())
-    if case.name == "gemma4":
-        assert (found["other"].abs() > 1e-3 * size).any()
-    else:
-        assert (found["other"].abs() < 1e-5 * size).all()
+    if case.name != "gemma4":
+        assert (found["other"].abs() < 1e-5 * found["mlp"].abs().max()).all()
+
+
+@some("gemma4")
+def test_what_gemma4_adds_beside_its_branches_goes_through_the_factors_behind_it(case, clean):
+    parts = Decomposition.of(case.vlm, clean)
+    cache = case.vlm.cache(clean, "text.*.ple_out")
+    factors = torch.stack([layer.layer_scalar for layer in case.layers])[:, 0]
+    assert (factors != 1).all()
+    for layer in range(case.vlm.cfg.n_layers):
+        added = cache[f"text.{layer}.ple_out"][torch.arange(2), columns(clean)[:, 0]]
+        expected = (added * parts.direction).sum(-1) * factors[layer:].prod()
+        close(parts.effects()["other"][:, layer], expected)
+    assert parts.effects()["other"].abs().max() > 1e-2
 
 
 def shares(case, inputs, layer, head, row):

@@ -137,7 +137,7 @@ def test_a_frozen_norm_is_linear_and_right_where_it_was_frozen(kind):
     with torch.no_grad():
         for weight in norm.parameters():
             weight.copy_(torch.randn_like(weight))
-        frozen = FrozenNorm.at(norm, stream)
+        frozen = FrozenNorm.at(norm, stream, norm(stream))
         torch.testing.assert_close(frozen(stream), norm(stream), atol=1e-5, rtol=1e-5)
         other, direction = torch.randn(3, 9), torch.randn(3, 9)
         sums = frozen(stream + 3 * other) - frozen(stream)
@@ -158,8 +158,12 @@ def test_a_norm_of_another_kind_is_refused():
         def forward(self, value):
             return self.weight * value.tanh()
 
-    with pytest.raises(FamilyContractError, match="neither an RMS norm nor a layer norm"):
-        FrozenNorm.at(Bent(), torch.randn(2, 4) * 3)
+    norm, stream = Bent(), torch.randn(2, 4) * 3
+    with pytest.raises(FamilyContractError, match="no RMS norm and no layer norm"), torch.no_grad():
+        FrozenNorm.at(norm, stream, norm(stream))
+    norm = LlamaRMSNorm(4)
+    with pytest.raises(FamilyContractError, match="of the last layer's stream"), torch.no_grad():
+        FrozenNorm.at(norm, stream, norm(stream + torch.tensor([2.0, 0, 0, 0])))
 
 
 # ---- one path ----------------------------------------------------------------------------------------------
