@@ -48,7 +48,10 @@ def answer_ids(tokenizer: Any, text: str, answer: str, special: bool) -> Int[Ten
 
 def checked_ids(ids: Any, n_vocab: int) -> Int[Tensor, " token"]:
     """Token ids of one answer. Raises `BadPrompt` for anything else."""
-    found = torch.as_tensor(ids).cpu()
+    try:
+        found = torch.as_tensor(ids).cpu()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise BadPrompt(f"an answer is a text, an Answer or token ids; got {ids!r:.200}") from error
     whole = not (found.is_floating_point() or found.is_complex() or found.dtype == torch.bool)
     if found.ndim != 1 or not len(found) or not whole or found.min() < 0 or found.max() >= n_vocab:
         raise BadPrompt(
@@ -91,13 +94,12 @@ def forced_inputs(
 
 def forced_spans(spans: Spans, answers: Sequence[Int[Tensor, " _"]]) -> Spans:
     """The spans with those of the answers: ``answer`` holds their tokens too, ``predicts`` the positions
-    whose next token is one of them."""
+    whose next token is one of them. As of decoded tokens, no other span holds any."""
     longest, length = max(map(len, answers)), spans.shape[1]
     masks = {name: pad(spans.mask(name), (0, longest)) for name in spans}
     place = torch.arange(length + longest)
     ends = torch.tensor([[length + len(ids)] for ids in answers])
     said = (place >= length) & (place < ends)
     masks["answer"] = said | masks.get("answer", torch.zeros_like(said))
-    masks["text"] = masks["text"] | said
     masks["predicts"] = (place >= length - 1) & (place < ends - 1)
     return Spans(masks)

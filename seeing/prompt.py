@@ -14,6 +14,7 @@ from __future__ import annotations
 import copyreg
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -58,9 +59,11 @@ class Maker:
             rendered = _render(self.family, self.processor, turn, *turn.instruction(templates_of(self.model)))
             text = self.family.tokenized(self.processor, rendered.text)
             special = adds_special(self.processor.tokenizer, rendered.text)
-            return answer_ids(self.processor.tokenizer, text, answer, special)
+            return self._sayable(answer_ids(self.processor.tokenizer, text, answer, special))
         n_vocab = self.model.get_input_embeddings().weight.shape[0]
-        ids = checked_ids(getattr(answer, "ids", answer), n_vocab)
+        return self._sayable(checked_ids(getattr(answer, "ids", answer), n_vocab))
+
+    def _sayable(self, ids: Int[Tensor, " token"]) -> Int[Tensor, " token"]:
         if (ids == (image := self.family.image_token_id(self.model))).any():
             raise BadPrompt(f"the answer {ids.tolist()} holds token {image}, which stands for a picture")
         return ids
@@ -317,7 +320,7 @@ def adds_special(tokenizer: Any, text: str) -> bool:
 
 def _several(answers: Any) -> bool:
     """Whether ``answers`` are several, and not the token ids of one."""
-    return isinstance(answers, (list, tuple)) and not all(isinstance(one, int) for one in answers)
+    return isinstance(answers, (list, tuple)) and not all(isinstance(one, Integral) for one in answers)
 
 
 def _render(family: Family, processor: Any, turn: Turn, instruction: str, start: int) -> Rendered:

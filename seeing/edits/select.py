@@ -167,7 +167,9 @@ class Positions(Selector):
         if len(self.rows) not in (1, prompts):
             raise BadEdit(f"positions are given for {len(self.rows)} rows, the batch has {prompts}")
         length = at.n_prompt - at.shift
-        if self.length not in (None, length):
+        # Behind a prompt that goes on with a given answer, negative ones count from the prompt's own end.
+        asked = length - (0 if at.prompt is None else at.prompt.n_given)
+        if self.length not in (None, length, asked):
             raise BadEdit(
                 f"a mask of {self.length} positions is about a prompt of {self.length} tokens, this one has "
                 f"{length}; a span's name or positions from the end mean the same in both"
@@ -175,9 +177,9 @@ class Positions(Selector):
         mask = torch.zeros(at.batch, at.n_seen, dtype=torch.bool)
         for row in range(at.batch):
             for position in self.rows[row // at.copies % len(self.rows)]:
-                if not -length <= position < length:
+                if not -asked <= position < length:
                     raise BadEdit(f"position {position} is outside the prompt of {length} tokens")
-                mask[row, position % length + at.shift] = True
+                mask[row, position + at.shift + (asked if position < 0 else 0)] = True
         if at.prompt is not None and at.crosses is None:
             padding = mask[:, : at.n_prompt] & (at.prompt.inputs["attention_mask"].cpu() == 0)
             for row, position in padding.nonzero()[:1].tolist():

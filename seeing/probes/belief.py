@@ -313,7 +313,7 @@ class _Asked:
         crosses = any(kernel.cross for kernel in kernels.values())
         layers = tuple(layer for layer, kernel in kernels.items() if kernel.cross == crosses)
         hidden = Positions.of_mask(keys)
-        queries = ~hidden if through_image and not crosses else Span("text")
+        queries = ~hidden if through_image and not crosses else Span("text") | Span("answer")
         cut = Knockout(queries=queries, keys=hidden, layers=layers)
         return vlm.with_edits(cut).score(self.prompt).logprob.double().cpu()
 

@@ -26,7 +26,7 @@ def logprob(case, prompt, tokens=None):
     if tokens is not None:
         keys = torch.zeros(1, prompt.keys.spans.shape[1], dtype=torch.bool)
         keys[0, prompt.keys.grids[0].positions[tokens]] = True
-        queries = prompt.spans.mask("text")
+        queries = prompt.spans.mask("text") | prompt.spans.mask("answer")
         cut = rows_by_hand("scores", lambda s, k, _: s.masked_fill(k, -torch.inf), queries, keys)
         kernels = case.vlm.sites.kernels["text"]
         crosses = any(kernel.cross for kernel in kernels.values())

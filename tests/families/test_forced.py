@@ -62,6 +62,11 @@ EDITS = {
     "what decoded tokens see of the answer": lambda top: E.ScalePattern(
         keys=E.maybe("answer"), factor=0.25, layers=top
     ),
+    "words of the prompt": lambda top: (
+        E.Bias(keys="text", value=1.3, layers=top)
+        + E.Temperature(value=2.0, queries=E.Span("text") | E.Span("answer"), layers=top)
+    ),
+    "counted from the end": lambda top: E.Bias(keys=[-1, -2], value=2.0, layers=top),
     "seen": lambda top: E.ScaleAttention(keys=E.seen([0]), gain=5.0, layers=top),
 }
 
@@ -107,7 +112,8 @@ def test_the_gradient_of_an_answer_reaches_what_it_hangs_on(case):
 def test_an_answer_that_is_none_is_refused(case, pair):
     prompt = case.prompt()
     image = case.vlm.family.image_token_id(case.model)
-    for wrong in ("", [], torch.tensor([[3]]), torch.tensor([0.5]), [-1], [10**9], [image]):
+    mark = case.processor.tokenizer.convert_ids_to_tokens(image)
+    for wrong in ("", mark, [], torch.tensor([[3]]), torch.tensor([0.5]), [-1], [10**9], [image], None, b"7"):
         with pytest.raises(BadPrompt):
             prompt.with_answer(wrong)
     with pytest.raises(BadPrompt, match="as many answers"):
