@@ -387,15 +387,4 @@ def _travelling(vlm: VLM) -> tuple:
 travels_as(VLM, _travelling)
 
 
-__all__ = [
-    "VLM",
-    "Activations",
-    "Answer",
-    "Config",
-    "Edits",
-    "Prefill",
-    "Program",
-    "Queries",
-    "Score",
-    "StackConfig",
-]
+__all__ = ["VLM", "Activations", "Answer", "Config", "Edits", "Prefill", "Queries", "Score", "StackConfig"]

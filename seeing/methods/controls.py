@@ -27,7 +27,7 @@ from seeing.methods.method import (
     positions_mask,
 )
 from seeing.methods.second_look import crossing
-from seeing.probes.heads import draw_heads
+from seeing.probes.heads.scores import draw_heads
 from seeing.prompt import Prompt
 from seeing.vlm import VLM
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from seeing.edits import Attending, Redistribute, Span, sinks
 from seeing.methods.method import Edited
-from seeing.probes.sinks import SinkDims, sink_dims, sink_sizes
+from seeing.probes.heads.sinks import SinkDims, sink_dims, sink_sizes
 
 __all__ = ["SinkDims", "sink_dims", "sink_sizes", "var"]
 

@@ -1,25 +1,25 @@
 """Probes: what did the model see? Each returns a small typed result with named axes and `.to_frame()`."""
 
-from seeing.probes.allocation import Allocation, allocation
-from seeing.probes.allocations import MeanAllocation
-from seeing.probes.attribution import Attribution, attribution
-from seeing.probes.belief import Belief, belief
-from seeing.probes.companions import among
-from seeing.probes.comparison import Comparison
-from seeing.probes.evidence import Evidence, evidence
-from seeing.probes.gaze import gaze_heads
-from seeing.probes.heads import HeadScores, evidence_heads
-from seeing.probes.image_lens import ImageLens, image_lens
-from seeing.probes.knockout import Knockouts, knockout
-from seeing.probes.lens import LogitLens, logit_lens
-from seeing.probes.localization import localization_heads
-from seeing.probes.patching import Patched, patching
-from seeing.probes.paths import DirectEffects, direct_effects, path_patching
-from seeing.probes.profile import Profile, profile
-from seeing.probes.published import Published, published
-from seeing.probes.sinks import SinkDims, Sinks, sink_dims, sinks
-from seeing.probes.stability import Aurocs, Stability, aurocs, stability
-from seeing.probes.wrong import WrongAttention, wrong_attention
+from seeing.probes.attention.allocation import Allocation, allocation
+from seeing.probes.attention.allocations import MeanAllocation
+from seeing.probes.attention.evidence import Evidence, evidence
+from seeing.probes.believing.belief import Belief, belief
+from seeing.probes.believing.companions import among
+from seeing.probes.believing.wrong import WrongAttention, wrong_attention
+from seeing.probes.causal.attribution import Attribution, attribution
+from seeing.probes.causal.comparison import Comparison
+from seeing.probes.causal.knockout import Knockouts, knockout
+from seeing.probes.causal.patching import Patched, patching
+from seeing.probes.causal.paths import DirectEffects, direct_effects, path_patching
+from seeing.probes.heads.gaze import gaze_heads
+from seeing.probes.heads.localization import localization_heads
+from seeing.probes.heads.scores import HeadScores, evidence_heads
+from seeing.probes.heads.sinks import SinkDims, Sinks, sink_dims, sinks
+from seeing.probes.lens.image_lens import ImageLens, image_lens
+from seeing.probes.lens.logit_lens import LogitLens, logit_lens
+from seeing.probes.profiles.profile import Profile, profile
+from seeing.probes.profiles.published import Published, published
+from seeing.probes.profiles.stability import Aurocs, Stability, aurocs, stability
 
 __all__ = [
     "Allocation",

@@ -35,8 +35,8 @@ from seeing.methods import (
     oracle_attention,
     vea,
 )
-from seeing.probes.evidence import evidence
-from seeing.probes.profile import Profile, profile_of
+from seeing.probes.attention.evidence import evidence
+from seeing.probes.profiles.profile import Profile, profile_of
 from seeing.stats import bootstrap_mean, mcnemar, paired_difference, wilson
 from seeing.study.outcomes import Looked, Outcomes, collect, prompt_of
 from seeing.study.result import DemoResult, DepthCurve, GalleryItem, Head, MethodRow, Rule, Share

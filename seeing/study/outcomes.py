@@ -20,7 +20,7 @@ from seeing.edits.seen import mean_rows
 from seeing.maps import Window, window_tokens
 from seeing.methods.method import HeadTable, Method, grids_of, own_windows
 from seeing.metrics import auroc, exact_match
-from seeing.probes.allocation import allocate
+from seeing.probes.attention.allocation import allocate
 from seeing.probes.reading import Progress, Reading, batched, read_rows
 from seeing.prompt import Prompt
 from seeing.vlm import VLM

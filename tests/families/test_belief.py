@@ -6,7 +6,7 @@ from tiny.hand import rows_by_hand
 
 from seeing import probes
 from seeing.data.samples import EvidenceSample
-from seeing.probes.elsewhere import elsewhere, generator
+from seeing.probes.believing.elsewhere import elsewhere, generator
 
 BOXES = [((4.0, 4.0, 24.0, 20.0),), ((30.0, 40.0, 50.0, 70.0),)]
 

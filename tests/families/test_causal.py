@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from seeing.edits import BadEdit
-from seeing.probes.attribution import attribution
-from seeing.probes.effects import answer_logprob
-from seeing.probes.knockout import knockout
-from seeing.probes.patching import patching
-from seeing.probes.paths import Decomposition, path_patching
+from seeing.probes.causal.attribution import attribution
+from seeing.probes.causal.effects import answer_logprob
+from seeing.probes.causal.knockout import knockout
+from seeing.probes.causal.patching import patching
+from seeing.probes.causal.paths import Decomposition, path_patching
 
 FAMILIES = ("aya_vision", "gemma3", "gemma4", "glm4v", "llava", "mllama", "qwen2_vl", "qwen3_5")
 SHORT, LONG = "what digit ?", "what digit is on the red square ?"

@@ -10,7 +10,7 @@ import seeing
 from seeing import probes
 from seeing.data.samples import EvidenceSample
 from seeing.families import FamilyContractError
-from seeing.probes.vision import read_tower
+from seeing.probes.attention.vision import read_tower
 
 QUESTION = "what digit is on the red square ?"
 BOX = (18, 12, 60, 39)

@@ -5,7 +5,7 @@ import pytest
 
 from seeing.methods import Base, Vea, WindowHighlight, vea
 from seeing.probes import profile
-from seeing.probes.profile import Profile
+from seeing.probes.profiles.profile import Profile
 
 HEADS = {1: [0, 2], 3: [1]}
 

@@ -7,7 +7,7 @@ import torch
 from seeing import edits as E
 from seeing import probes
 from seeing.data.samples import EvidenceSample
-from seeing.probes.allocation import segments_of
+from seeing.probes.attention.allocation import segments_of
 from seeing.prompt import BadPrompt
 from seeing.stats import bootstrap_mean
 

@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 
 from seeing import edits as E
-from seeing.probes.attribution import KINDS, attribution
-from seeing.probes.patching import patching
+from seeing.probes.causal.attribution import KINDS, attribution
+from seeing.probes.causal.patching import patching
 
 
 def repainted(sample):

@@ -14,8 +14,8 @@ from seeing import probes
 from seeing.data.plates import plates
 from seeing.edits import BadEdit
 from seeing.figures.belief import belief_scatter
-from seeing.probes.belief import QUADRANTS
-from seeing.probes.elsewhere import NoRoom, elsewhere, generator
+from seeing.probes.believing.belief import QUADRANTS
+from seeing.probes.believing.elsewhere import NoRoom, elsewhere, generator
 
 EXPECTED = {
     "believes": "seen and believed",

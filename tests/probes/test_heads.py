@@ -11,7 +11,7 @@ from seeing import methods, probes
 from seeing.data.samples import EvidenceSample
 from seeing.edits import BadEdit
 from seeing.probes import HeadScores
-from seeing.probes.heads import ranked
+from seeing.probes.heads.scores import ranked
 
 NAN = math.nan
 SCORES = torch.tensor([[0.1, 0.9, 0.5, 0.9], [NAN, NAN, NAN, NAN], [0.7, 0.2, 0.3, 0.0]])

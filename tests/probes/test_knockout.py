@@ -9,7 +9,7 @@ import torch
 from seeing import edits as E
 from seeing.edits import BadEdit
 from seeing.figures import theme
-from seeing.probes.knockout import FLOWS, knockout
+from seeing.probes.causal.knockout import FLOWS, knockout
 
 WINDOW = 3
 

@@ -14,7 +14,7 @@ from seeing.data.samples import EvidenceSample
 from seeing.edits import BadEdit, EmptySelection
 from seeing.families import FamilyContractError
 from seeing.names import UnknownName
-from seeing.probes import decoding
+from seeing.probes.lens import decoding
 from seeing.prompt import BadPrompt
 from seeing.zoo.build import TOKEN
 

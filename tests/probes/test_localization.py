@@ -14,7 +14,7 @@ from seeing import edits as E
 from seeing import probes
 from seeing.data.samples import EvidenceSample
 from seeing.edits import BadEdit
-from seeing.probes.localization import elbow, judge, spatial_entropy
+from seeing.probes.heads.localization import elbow, judge, spatial_entropy
 
 # ---- by hand -----------------------------------------------------------------------------------------------
 

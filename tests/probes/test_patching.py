@@ -10,8 +10,8 @@ from PIL import Image
 
 from seeing import edits as E
 from seeing.edits import BadEdit
-from seeing.probes.effects import Measure, percent_change, rival, share_moved
-from seeing.probes.patching import patching
+from seeing.probes.causal.effects import Measure, percent_change, rival, share_moved
+from seeing.probes.causal.patching import patching
 from seeing.prompt import BadPrompt
 
 IDS = torch.tensor([[3, 1], [2, -1]])

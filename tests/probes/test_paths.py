@@ -10,8 +10,8 @@ from torch import nn
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from seeing.families import FamilyContractError
-from seeing.probes.paths import direct_effects, path_patching
-from seeing.probes.stream import FrozenNorm
+from seeing.probes.causal.paths import direct_effects, path_patching
+from seeing.probes.causal.stream import FrozenNorm
 
 
 def repainted(sample):

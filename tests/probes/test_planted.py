@@ -8,19 +8,19 @@ from tiny.planted import ANSWERS, KINDS, recoded
 from tiny.soil import FAMILIES
 
 from seeing import edits as E
-from seeing.probes.allocation import allocation
-from seeing.probes.attribution import attribution
-from seeing.probes.belief import QUADRANTS, belief
-from seeing.probes.evidence import evidence
-from seeing.probes.gaze import gaze_heads
-from seeing.probes.heads import evidence_heads
-from seeing.probes.knockout import knockout
-from seeing.probes.lens import logit_lens
-from seeing.probes.localization import localization_heads
-from seeing.probes.patching import patching
-from seeing.probes.paths import direct_effects, path_patching
-from seeing.probes.profile import profile
-from seeing.probes.wrong import wrong_attention
+from seeing.probes.attention.allocation import allocation
+from seeing.probes.attention.evidence import evidence
+from seeing.probes.believing.belief import QUADRANTS, belief
+from seeing.probes.believing.wrong import wrong_attention
+from seeing.probes.causal.attribution import attribution
+from seeing.probes.causal.knockout import knockout
+from seeing.probes.causal.patching import patching
+from seeing.probes.causal.paths import direct_effects, path_patching
+from seeing.probes.heads.gaze import gaze_heads
+from seeing.probes.heads.localization import localization_heads
+from seeing.probes.heads.scores import evidence_heads
+from seeing.probes.lens.logit_lens import logit_lens
+from seeing.probes.profiles.profile import profile
 
 # ---- the plants themselves, by Hugging Face alone ----------------------------------------------------------
 

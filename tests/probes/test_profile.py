@@ -18,8 +18,8 @@ from seeing.data.plates import plates
 from seeing.data.samples import EvidenceSample
 from seeing.edits import BadEdit
 from seeing.metrics import Locality
-from seeing.probes.evidence import Evidence
-from seeing.probes.profile import profile_of
+from seeing.probes.attention.evidence import Evidence
+from seeing.probes.profiles.profile import profile_of
 from seeing.zoo.build import build_model, build_processor
 
 

@@ -10,7 +10,7 @@ from seeing import edits as E
 from seeing import methods, probes
 from seeing.data.samples import EvidenceSample
 from seeing.edits import BadEdit
-from seeing.probes.sinks import SEGMENTS
+from seeing.probes.heads.sinks import SEGMENTS
 
 DIMS = (37, 5)
 LONGER = "what digit is on the red square on the blue circle ?"

@@ -10,7 +10,7 @@ from scipy.stats import norm
 
 from seeing import probes
 from seeing.probes import Stability, stability
-from seeing.probes.profile import profile_of
+from seeing.probes.profiles.profile import profile_of
 
 
 def noisy(means, n, spread, seed=0):

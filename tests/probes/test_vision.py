@@ -12,8 +12,8 @@ from seeing import probes
 from seeing.families import FamilyContractError
 from seeing.families.patches import split
 from seeing.grid import Level, View, VisualGrid, cells
-from seeing.probes import vision
-from seeing.probes.locality import look_at
+from seeing.probes.attention import vision
+from seeing.probes.attention.locality import look_at
 
 CROPPED = "ignore:the model did not see all of the evidence"
 

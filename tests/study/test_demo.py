@@ -12,8 +12,8 @@ from seeing.methods import RandomAttention, vea
 from seeing.methods.controls import random_windows
 from seeing.methods.method import grids_of, positions_mask
 from seeing.metrics import Locality
-from seeing.probes.evidence import Evidence
-from seeing.probes.profile import profile_of
+from seeing.probes.attention.evidence import Evidence
+from seeing.probes.profiles.profile import profile_of
 from seeing.study import demo
 from seeing.zoo.build import TOKEN
 

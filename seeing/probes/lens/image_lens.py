@@ -23,7 +23,7 @@ from torch import Tensor
 from seeing.data.samples import EvidenceSample
 from seeing.figures.lens import Cells, words_over_image
 from seeing.grid import Box, VisualGrid
-from seeing.probes.lens import LogitLens, Tokens, logit_lens
+from seeing.probes.lens.logit_lens import LogitLens, Tokens, logit_lens
 from seeing.prompt import BadPrompt, Prompt, Template
 from seeing.rectangles import edges
 from seeing.vlm import VLM

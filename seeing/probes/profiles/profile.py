@@ -28,9 +28,9 @@ from torch import Tensor
 from seeing.data.samples import EvidenceSample
 from seeing.edits.layers import OfStack
 from seeing.figures import layer_head_map
-from seeing.probes.evidence import Evidence, evidence
-from seeing.probes.heads import HeadScores, HeadTable
-from seeing.probes.origin import Origin
+from seeing.probes.attention.evidence import Evidence, evidence
+from seeing.probes.heads.scores import HeadScores, HeadTable
+from seeing.probes.profiles.origin import Origin
 from seeing.probes.progress import Progress
 from seeing.prompt import Template
 from seeing.vlm import VLM

@@ -28,10 +28,10 @@ from torch import Tensor
 from seeing.data.samples import EvidenceSample
 from seeing.edits.select import ALL, Selector
 from seeing.figures.patching import patching_map
-from seeing.probes.effects import METRICS
-from seeing.probes.pairs import Corruption, Pair, pairs
-from seeing.probes.patching import Runs, check_asked
-from seeing.probes.positions import SPANS, mask_of, needs_boxes, of_picture, positions_of
+from seeing.probes.causal.effects import METRICS
+from seeing.probes.causal.pairs import Corruption, Pair, pairs
+from seeing.probes.causal.patching import Runs, check_asked
+from seeing.probes.causal.positions import SPANS, mask_of, needs_boxes, of_picture, positions_of
 from seeing.probes.progress import Progress
 from seeing.probes.running import RunningMean
 from seeing.probes.samples import Answered, Ledger, LeftOut
@@ -39,7 +39,7 @@ from seeing.prompt import Prompt, Template
 from seeing.vlm import VLM, Activations
 
 if TYPE_CHECKING:
-    from seeing.probes.comparison import Comparison
+    from seeing.probes.causal.comparison import Comparison
 
 #: What is attributed, and the site that holds it: layer × head × span.
 KINDS = {"heads": "attn.z", "edges": "attn.pattern", "keys": "attn.k", "values": "attn.v"}
@@ -126,7 +126,7 @@ class Attribution:
             corrupted: as it was asked for before; say it again where it was an iterator.
         """
         # The comparison is made of attributions, so its module stands on this one.
-        from seeing.probes.comparison import compare
+        from seeing.probes.causal.comparison import compare
 
         settings = self.settings if corrupted is None else replace(self.settings, corrupted=corrupted)
         return compare(vlm, clean, self, k, kind, settings, batch_size, progress)

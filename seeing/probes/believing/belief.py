@@ -43,9 +43,9 @@ from seeing.edits.layers import attention_layers, check_heads, head_table, layer
 from seeing.edits.seen import mean_rows
 from seeing.figures.belief import belief_scatter
 from seeing.metrics import auroc, exact_match, pointing
-from seeing.probes.elsewhere import NoRoom, elsewhere, generator
+from seeing.probes.believing.elsewhere import NoRoom, elsewhere, generator
+from seeing.probes.profiles.published import PROFILES, published
 from seeing.probes.progress import Progress
-from seeing.probes.published import PROFILES, published
 from seeing.probes.reading import read_rows
 from seeing.probes.samples import Answered, Batch, Ledger, LeftOut, batches
 from seeing.prompt import BadPrompt, Prompt, Template

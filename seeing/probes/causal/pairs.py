@@ -26,7 +26,7 @@ from seeing.data.samples import EvidenceSample
 from seeing.edits.edit import Edit, Edits, ImageEdit
 from seeing.edits.moment import BadEdit
 from seeing.edits.select import Selector
-from seeing.probes.positions import misaligned
+from seeing.probes.causal.positions import misaligned
 from seeing.probes.progress import Progress
 from seeing.probes.samples import Answered, Batch, Ledger, batches
 from seeing.prompt import Prompt, Template

@@ -27,8 +27,8 @@ from torch import Tensor
 from seeing.data.samples import EvidenceSample
 from seeing.edits.layers import attention_layers
 from seeing.grid import VisualGrid
-from seeing.probes.heads import HeadScores
-from seeing.probes.looks import looks
+from seeing.probes.heads.looks import looks
+from seeing.probes.heads.scores import HeadScores
 from seeing.probes.progress import Progress
 from seeing.probes.running import RunningMean
 from seeing.probes.samples import Answered, Ledger

@@ -33,9 +33,9 @@ from seeing.edits import BadEdit, Patch
 from seeing.edits.layers import layers_of
 from seeing.edits.select import Selector
 from seeing.figures.patching import patching_map
-from seeing.probes.effects import METRICS, Measure, check_metric, rival, share_moved
-from seeing.probes.pairs import Corruption, Pair, answer_ids, pairs
-from seeing.probes.positions import SPANS, needs_boxes, positions_of
+from seeing.probes.causal.effects import METRICS, Measure, check_metric, rival, share_moved
+from seeing.probes.causal.pairs import Corruption, Pair, answer_ids, pairs
+from seeing.probes.causal.positions import SPANS, needs_boxes, positions_of
 from seeing.probes.progress import Progress
 from seeing.probes.running import Bootstrap, RunningMean
 from seeing.probes.samples import Answered, Ledger, LeftOut

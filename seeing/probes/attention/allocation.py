@@ -24,10 +24,10 @@ from torch import Tensor
 
 from seeing import figures
 from seeing.data.samples import EvidenceSample
-from seeing.probes.allocations import MeanAllocation, Sums
+from seeing.probes.attention.allocations import MeanAllocation, Sums
+from seeing.probes.attention.rounds import Answers, rounds
 from seeing.probes.progress import Progress
 from seeing.probes.reading import Reading, read_rows
-from seeing.probes.rounds import Answers, rounds
 from seeing.probes.samples import Ledger, LeftOut
 from seeing.prompt import Prompt, Template
 from seeing.vlm import VLM, Queries

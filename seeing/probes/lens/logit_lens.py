@@ -25,7 +25,7 @@ from seeing.data.samples import EvidenceSample
 from seeing.edits import BadEdit, EmptySelection
 from seeing.edits.layers import whole
 from seeing.figures.lens import Cells, lens_by_depth, lens_grid
-from seeing.probes.decoding import (
+from seeing.probes.lens.decoding import (
     Decoded,
     decode,
     lens_layers,

@@ -23,9 +23,9 @@ from torch import Tensor
 from seeing.data.samples import EvidenceSample
 from seeing.figures import choice_by_size
 from seeing.metrics import auroc
-from seeing.probes.evidence import Evidence
-from seeing.probes.looks import looks
-from seeing.probes.profile import Profile, kept
+from seeing.probes.attention.evidence import Evidence
+from seeing.probes.heads.looks import looks
+from seeing.probes.profiles.profile import Profile, kept
 from seeing.probes.progress import Progress
 from seeing.probes.samples import Ledger, LeftOut
 from seeing.prompt import Prompt, Template

@@ -27,12 +27,12 @@ from torch import Tensor
 from seeing import figures
 from seeing.data.samples import EvidenceSample
 from seeing.metrics import Locality
-from seeing.probes.locality import Group, Look, Sums, text_looks
+from seeing.probes.attention.locality import Group, Look, Sums, text_looks
+from seeing.probes.attention.rounds import Answers, rounds
+from seeing.probes.attention.vision import tower_looks
 from seeing.probes.progress import Progress
 from seeing.probes.reading import read_rows
-from seeing.probes.rounds import Answers, rounds
 from seeing.probes.samples import Ledger, LeftOut
-from seeing.probes.vision import tower_looks
 from seeing.prompt import Prompt, Template
 from seeing.vlm import VLM, Queries
 

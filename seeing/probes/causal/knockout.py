@@ -28,9 +28,9 @@ from seeing.edits import Edits, Knockout, Positions, maybe
 from seeing.edits.layers import Around, layers_of
 from seeing.edits.select import Selector, Span
 from seeing.figures.knockout import knockout_curves
-from seeing.probes.effects import percent_change
-from seeing.probes.pairs import with_answer
-from seeing.probes.positions import lacking, named, needs_boxes, of_picture
+from seeing.probes.causal.effects import percent_change
+from seeing.probes.causal.pairs import with_answer
+from seeing.probes.causal.positions import lacking, named, needs_boxes, of_picture
 from seeing.probes.progress import Progress
 from seeing.probes.running import Bootstrap, RunningMean
 from seeing.probes.samples import Answered, Ledger, LeftOut, batches

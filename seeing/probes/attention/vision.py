@@ -21,7 +21,7 @@ from torch import Tensor
 
 from seeing.families import FamilyContractError
 from seeing.families.patches import Patches
-from seeing.probes.locality import Look, look_at
+from seeing.probes.attention.locality import Look, look_at
 from seeing.prompt import Prompt
 from seeing.vlm import VLM
 

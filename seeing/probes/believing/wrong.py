@@ -30,13 +30,13 @@ from seeing.edits import BadEdit
 from seeing.edits.layers import attention_layers
 from seeing.figures.groups import accuracy_by_group
 from seeing.metrics import auroc, exact_match
-from seeing.probes.companions import in_company, n_pictures, n_turns
-from seeing.probes.locality import Look, text_looks
+from seeing.probes.attention.locality import Look, text_looks
+from seeing.probes.believing.companions import in_company, n_pictures, n_turns
+from seeing.probes.believing.trials import BASE, Method, Trial, how_often, named, trials
+from seeing.probes.profiles.published import published
 from seeing.probes.progress import Progress
-from seeing.probes.published import published
 from seeing.probes.reading import read_rows
 from seeing.probes.samples import Batch, Ledger, LeftOut, batches
-from seeing.probes.trials import BASE, Method, Trial, how_often, named, trials
 from seeing.prompt import Prompt, Template
 from seeing.stats import mcnemar, paired_difference, wilson
 from seeing.vlm import VLM
@@ -247,7 +247,7 @@ def wrong_attention(
             ``shown(vlm, prompt)`` or ``answer(vlm, prompt)``; a function of both that answers.
         layers: a profile, or layers as in edits; by default those that the paper published for the model.
         times: how often a method is applied: 2, or several, (1, 2, 3). Applied again it works on what it
-            showed, see `seeing.probes.trials`.
+            showed, see `seeing.probes.believing.trials`.
         threshold: the AUROC below which attention is wrong.
         template, batch_size, progress: as in every probe.
 

@@ -18,8 +18,8 @@ from collections.abc import Iterable
 import torch
 
 from seeing.data.samples import EvidenceSample
-from seeing.probes.heads import HeadScores
-from seeing.probes.looks import looks
+from seeing.probes.heads.looks import looks
+from seeing.probes.heads.scores import HeadScores
 from seeing.probes.progress import Progress
 from seeing.probes.running import RunningMean
 from seeing.probes.samples import Answered, Ledger

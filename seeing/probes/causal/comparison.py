@@ -20,8 +20,8 @@ from torch import Tensor
 
 from seeing.edits import Edit, Patch, SetPattern
 from seeing.figures.attribution import attribution_scatter
-from seeing.probes.attribution import KINDS, Attributed, Attribution, Settings, paired, place_of
-from seeing.probes.effects import METRICS
+from seeing.probes.causal.attribution import KINDS, Attributed, Attribution, Settings, paired, place_of
+from seeing.probes.causal.effects import METRICS
 from seeing.probes.progress import Progress
 from seeing.probes.running import RunningMean
 from seeing.probes.samples import Ledger, LeftOut

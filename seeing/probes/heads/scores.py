@@ -22,7 +22,7 @@ from seeing.edits import BadEdit
 from seeing.edits.layers import as_dict, head_table, whole
 from seeing.figures import layer_head_map
 from seeing.metrics import Locality
-from seeing.probes.evidence import Evidence, evidence
+from seeing.probes.attention.evidence import Evidence, evidence
 from seeing.probes.samples import LeftOut
 from seeing.vlm import VLM
 

@@ -27,13 +27,13 @@ from torch import Tensor
 
 from seeing.data.samples import EvidenceSample
 from seeing.figures.patching import direct_map
-from seeing.probes.effects import Measure, rival
-from seeing.probes.pairs import Corruption, answer_ids, pairs, with_answer
-from seeing.probes.patching import Patched, Sums, check_asked
+from seeing.probes.causal.effects import Measure, rival
+from seeing.probes.causal.pairs import Corruption, answer_ids, pairs, with_answer
+from seeing.probes.causal.patching import Patched, Sums, check_asked
+from seeing.probes.causal.stream import FrozenNorm, Stream
 from seeing.probes.progress import Progress
 from seeing.probes.running import Bootstrap, RunningMean
 from seeing.probes.samples import Answered, Ledger, LeftOut, batches
-from seeing.probes.stream import FrozenNorm, Stream
 from seeing.prompt import Prompt, Template
 from seeing.stats import Interval
 from seeing.unembedding import Unembedding, plain

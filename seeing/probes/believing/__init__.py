@@ -1,0 +1,1 @@
+"""Attention beside causal use: was the evidence seen, and was it believed?"""

@@ -1,0 +1,1 @@
+"""What a layer would say if the model ended there."""

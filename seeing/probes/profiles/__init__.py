@@ -1,0 +1,1 @@
+"""Which layers and heads of a model are the ones that look: found, published, kept, and how stable."""
