@@ -4,7 +4,7 @@ All data sets hand out this one type, so nothing above needs to know where a sam
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
@@ -18,8 +18,9 @@ from seeing.grid import Box
 class EvidenceSample:
     """One question about one image, with its evidence.
 
-    `answers`: every spelling that counts as right. `boxes`: the evidence, absolute pixels (x1, y1, x2, y2) of
-    `image`. `meta`: whatever the data set knows beside that; read-only.
+    `answers`: every spelling that counts as right (one text stands for itself), kept as a tuple. `boxes`: the
+    evidence, absolute pixels (x1, y1, x2, y2) of `image`. `meta`: whatever the data set knows beside that;
+    read-only.
 
     Raises ValueError when a field is empty or of the wrong kind, or when a box is not finite, is empty, or
     lies outside the image.
@@ -28,11 +29,13 @@ class EvidenceSample:
     id: str
     image: Image.Image
     question: str
-    answers: tuple[str, ...]
+    answers: Sequence[str]
     boxes: tuple[Box, ...]
     meta: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        if isinstance(self.answers, str):
+            object.__setattr__(self, "answers", (self.answers,))
         if not isinstance(self.image, Image.Image):
             self._refuse(
                 f"image is a {type(self.image).__name__}", "a PIL image", "open it with PIL.Image.open"

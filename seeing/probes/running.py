@@ -69,7 +69,8 @@ class Bootstrap:
             self._total = torch.zeros(self.draws, *values.shape[1:], dtype=torch.float64)
             self._weight = torch.zeros_like(self._total)
         _check_axes(values, self._total.shape[1:])
-        taken = torch.from_numpy(self._random.poisson(1.0, (self.draws, len(values)))).double()
+        # Drawn sample by sample, so that the batch size does not change what is drawn.
+        taken = torch.from_numpy(self._random.poisson(1.0, (len(values), self.draws)).T).double()
         there = ~values.isnan()
         self._total += torch.tensordot(taken, torch.where(there, values, 0.0), 1)
         self._weight += torch.tensordot(taken, there.double(), 1)

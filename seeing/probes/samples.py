@@ -118,10 +118,10 @@ def _taken(one: Any, number: int, boxes: bool, ledger: Ledger) -> EvidenceSample
             )
         name = str(read("id", None) or name)
         try:
-            answers = found["answers"]
-            answers = (answers,) if isinstance(answers, str) else tuple(answers or ())
+            answers, some = found["answers"], found["boxes"]
+            answers = answers if isinstance(answers, str) else tuple(() if answers is None else answers)
             one = EvidenceSample(
-                name, found["image"], found["question"], answers, tuple(found["boxes"] or ())
+                name, found["image"], found["question"], answers, tuple(() if some is None else some)
             )
         except (ValueError, TypeError, AttributeError) as error:
             ledger.leave_out(name, str(error))

@@ -188,10 +188,20 @@ def test_another_picture_is_the_next_ones_at_this_ones_size(random, mixed, crowd
     expected = patching(random, mixed[:2], by_hand, spans="image", layers=0)
     torch.testing.assert_close(found.change, expected.change)
     alone = patching(random, crowded[:3], "another", spans="image", layers=0, batch_size=2)
-    before = [*crowded[1:2], crowded[0], crowded[1]]
-    by_hand = [dataclasses.replace(one, image=other.image) for one, other in zip(crowded[:3], before)]
+    coming = [crowded[1], crowded[2], crowded[0]]
+    by_hand = [dataclasses.replace(one, image=other.image) for one, other in zip(crowded[:3], coming)]
     expected = patching(random, crowded[:3], by_hand, spans="image", layers=0)
     torch.testing.assert_close(alone.change, expected.change, atol=1e-4, rtol=1e-3)
+
+
+def test_the_corrupted_side_of_a_sample_is_the_same_in_any_batch(random, crowded):
+    clean = [dataclasses.replace(one, id="same") for one in crowded[:4]]
+    others = [dataclasses.replace(one, image=other.image) for one, other in zip(clean, crowded[4:8])]
+    for corrupted in (others, "another", E.Noise(sigma=0.6)):
+        one, many = (
+            patching(random, clean, corrupted, spans="image", layers=0, batch_size=size) for size in (1, 4)
+        )
+        torch.testing.assert_close(one.change, many.change, atol=1e-4, rtol=1e-3)
 
 
 def test_samples_are_taken_as_they_are_needed(random, crowded):

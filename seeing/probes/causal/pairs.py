@@ -4,8 +4,8 @@ Causal tracing lives on such pairs: what differs between the runs is what the mo
 patching one run with activations of the other says where it has it. The change is made sample by sample:
 
 * an edit of pictures, ``E.Noise(sigma=0.5)`` or ``E.Occlude("evidence")``;
-* ``"another"``: the picture of the next sample of the batch, scaled to this one's size, so that
-  image tokens correspond one to one;
+* ``"another"``: the picture of the next sample (of the first, for the last), scaled to this one's size, so
+  that image tokens correspond one to one;
 * a function of the sample, or samples in the same order, one a clean sample;
 * a `Prompt`, where the clean one is a Prompt too.
 
@@ -36,7 +36,7 @@ from seeing.vlm import VLM
 #: How a clean sample becomes a corrupted one: any of these.
 Corruption = Any
 
-#: The picture of the next sample of the batch.
+#: The picture of the next sample.
 ANOTHER = "another"
 
 
@@ -116,45 +116,70 @@ class _Change:
     """How the samples of a batch become corrupted ones: each a sample, or the reason why there is none."""
 
     def __init__(self, change: Callable[[int, EvidenceSample], EvidenceSample]):
-        self.change = change
+        self.change, self.done = change, 0
 
     def watched(self, clean: Any) -> Any:
+        """The clean samples, seen on their way into batches."""
         return clean
 
     def all(self, samples: Sequence[EvidenceSample]) -> list[EvidenceSample | str]:
-        return [self._one(row, sample) for row, sample in enumerate(samples)]
+        """The corrupted side of each. Samples are numbered over all batches, so noise is the same in any."""
+        self.done += len(samples)
+        return [self._one(self.done - len(samples) + row, sample) for row, sample in enumerate(samples)]
 
-    def _one(self, row: int, sample: EvidenceSample) -> EvidenceSample | str:
+    def _one(self, number: int, sample: EvidenceSample) -> EvidenceSample | str:
         try:
-            return self.change(row, sample)
+            return self.change(number, sample)
         except (ValueError, OSError) as error:
             return f"no corrupted side: {error}"
 
 
-class _Another(_Change):
-    """The picture of the next sample of the batch, the last one's of the first (or of the batch before)."""
+class _Beside(_Change):
+    """Each sample's corrupted side is found on the way into batches, beside the sample."""
 
     def __init__(self):
-        self.before: EvidenceSample | None = None
+        # Samples of one data set may share an id, and one may come twice.
+        self.waiting: dict[int, list[Any]] = {}
+
+    def _wait(self, sample: Any, other: Any) -> Any:
+        self.waiting.setdefault(id(sample), []).append(other)
+        return sample
 
     def all(self, samples: Sequence[EvidenceSample]) -> list[EvidenceSample | str]:
-        shown = [*samples[1:], samples[0]] if len(samples) > 1 else [self.before]
-        self.before = samples[-1]
-        return [self._of(sample, other) for sample, other in zip(samples, shown)]
+        found = [self._of(sample, self.waiting[id(sample)].pop(0)) for sample in samples]
+        # Those of samples that were left out are not asked for any more.
+        self.waiting.clear()
+        return found
 
-    @staticmethod
-    def _of(sample: EvidenceSample, other: EvidenceSample | None) -> EvidenceSample | str:
-        if other is None:
-            return "no other sample's picture: give several samples, in batches of two or more"
+    def _of(self, sample: EvidenceSample, other: Any) -> EvidenceSample | str:
+        return other
+
+
+class _Another(_Beside):
+    """The picture of the sample that comes next, the last one's of the first."""
+
+    def watched(self, clean: Any) -> Any:
+        coming = iter([clean] if isinstance(clean, EvidenceSample) else clean)
+        first = before = next(coming, None)
+        if first is None:
+            return
+        for one in coming:
+            yield self._wait(before, one)
+            before = one
+        yield self._wait(before, first)
+
+    def _of(self, sample: EvidenceSample, other: Any) -> EvidenceSample | str:
+        if other is sample or not isinstance(other, EvidenceSample):
+            return "no corrupted side: no other sample's picture comes next"
         return replace(sample, image=other.image.convert("RGB").resize(sample.image.size))
 
 
-class _Given(_Change):
+class _Given(_Beside):
     """Corrupted samples in the order of the clean ones."""
 
     def __init__(self, corrupted: Iterable[EvidenceSample]):
+        super().__init__()
         self.corrupted = iter(corrupted)
-        self.waiting: dict[str, EvidenceSample] = {}
 
     def watched(self, clean: Any) -> Any:
         for one in [clean] if isinstance(clean, EvidenceSample) else clean:
@@ -164,14 +189,7 @@ class _Given(_Change):
                     f"corrupted samples go with clean ones one by one, both EvidenceSamples; found "
                     f"{type(one).__name__} and {type(other).__name__}"
                 )
-            self.waiting[one.id] = other
-            yield one
-
-    def all(self, samples: Sequence[EvidenceSample]) -> list[EvidenceSample | str]:
-        found = [self.waiting[sample.id] for sample in samples]
-        # Those of samples that were left out are not asked for any more.
-        self.waiting.clear()
-        return found
+            yield self._wait(one, other)
 
 
 def _change(corrupted: Any) -> _Change:
