@@ -58,22 +58,19 @@ class Score:
     Attributes:
         logits: (batch, token, d_vocab) at the positions that predict an answer's tokens.
         token_logprobs: (batch, token) the log-probability of each, NaN behind a shorter answer.
-        logprob: (batch,) their sums.
+        logprob: (batch,) their sums; NaN where a token's is.
     """
 
     logits: Float[Tensor, "batch token d_vocab"]
     token_logprobs: Float[Tensor, "batch token"]
+    logprob: Float[Tensor, " batch"]
 
     @classmethod
     def of(cls, logits: Float[Tensor, "batch token d_vocab"], answers: Sequence[Tensor]) -> Score:
         ids = pad_sequence([one.to(logits.device) for one in answers], batch_first=True)
         real = pad_sequence([torch.ones_like(one) for one in answers], batch_first=True).to(ids.device) > 0
         found = logits.float().log_softmax(-1).gather(-1, ids[..., None])[..., 0]
-        return cls(logits, found.masked_fill(~real, torch.nan))
-
-    @property
-    def logprob(self) -> Float[Tensor, " batch"]:
-        return self.token_logprobs.nansum(1)
+        return cls(logits, found.masked_fill(~real, torch.nan), found.masked_fill(~real, 0.0).sum(1))
 
 
 @dataclass(frozen=True)

@@ -207,6 +207,11 @@ class Prompt:
         alone = replace(self._making, batched=False).prompt((self.turns[index],))
         return alone.with_answer(self.answers[index]) if self.answers else alone
 
+    def only(self, rows: Sequence[int]) -> Prompt:
+        """The rows of these numbers as a batch of their own, padded anew."""
+        some = self._making.prompt(tuple(self.turns[row] for row in rows))
+        return some.with_answer([self.answers[row] for row in rows]) if self.answers else some
+
     @property
     def _making(self) -> Maker:
         """How the processor makes a prompt of turns."""

@@ -182,6 +182,9 @@ class TracedModel(TransformersModel):
         if not self._run.looks:
             for name in self._pixels:
                 inputs.pop(name, None)
+        if getattr(fn, "__name__", "") in _GENERATES:
+            # Generation counts positions itself, each family from where it does.
+            inputs.pop("position_ids", None)
         return (), {**inputs, **kwargs}
 
     def interleave(self, fn: Any, *args: Any, batcher: Batcher | None = None, **kwargs: Any) -> Any:

@@ -337,7 +337,12 @@ class VLM(TracedModel):
 
     def _join(self, prompts: Sequence[Prompt]) -> Prompt:
         turns = [turn for prompt in prompts for turn in prompt.turns]
-        return build(self.family, self._module, self.processor, turns, batched=True)
+        joined = build(self.family, self._module, self.processor, turns, batched=True)
+        if not any(prompt.answers for prompt in prompts):
+            return joined
+        if not all(prompt.answers for prompt in prompts):
+            raise BadPrompt("prompts of one batch go on with a given answer all, or none of them does")
+        return joined.with_answer([ids for prompt in prompts for ids in prompt.answers])
 
     def _arrange(self, inputs: Mapping[str, Any]) -> None:
         if not set(self.family.required) <= inputs.keys():

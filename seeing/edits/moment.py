@@ -37,7 +37,8 @@ class Moment:
     how much the rows were padded on the left beyond the prompt that was asked for. ``rows`` are the queries
     of this pass that are being computed. ``copies`` is how often each row of the prompt runs; ``asking`` is
     the moment that they belong to, where keys are others. ``newest_is`` "all" or "none" lets "last" be every
-    position, or none.
+    position, or none. ``padding`` is how far each row's own first token, from which positions by number then
+    count, stands from the start.
     """
 
     prompt: Prompt | None
@@ -55,11 +56,16 @@ class Moment:
     asking: Moment | None = None
     copies: int = 1
     newest_is: str | None = None
+    padding: Int[Tensor, " batch"] | None = None
 
     @classmethod
-    def before(cls, prompt: Prompt) -> Moment:
-        """The prompt pass of ``prompt``, for selectors that look at nothing but the prompt."""
-        return cls(prompt, 0, prompt.length, len(prompt), torch.device("cpu"))
+    def before(cls, prompt: Prompt, unpadded: bool = False) -> Moment:
+        """The prompt pass of ``prompt``, for selectors that look at nothing but the prompt.
+
+        ``unpadded``: positions by number count from a row's own first token, in whatever batch it stands.
+        """
+        at = cls(prompt, 0, prompt.length, len(prompt), torch.device("cpu"))
+        return replace(at, padding=prompt.inputs["attention_mask"].cpu().argmax(1)) if unpadded else at
 
     @property
     def steps(self) -> range:

@@ -33,7 +33,8 @@ class Patch(Edit):
     (`Source`): by default all of them. ``heads`` are those patched of sites that have heads. Sites of the
     tower and the projector go in whole. Of ``attn.pattern`` the source's rows are put in: all, or the last,
     between prompts with the same spans in the same places. Acts in the prompt pass: decoded tokens have no
-    counterpart.
+    counterpart. Tokens of a given answer have one where both prompts go on with as long an answer, and are
+    then patched where ``positions`` hold them.
     """
 
     site: Any

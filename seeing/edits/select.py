@@ -177,9 +177,10 @@ class Positions(Selector):
         mask = torch.zeros(at.batch, at.n_seen, dtype=torch.bool)
         for row in range(at.batch):
             for position in self.rows[row // at.copies % len(self.rows)]:
-                if not -asked <= position < length:
-                    raise BadEdit(f"position {position} is outside the prompt of {length} tokens")
-                mask[row, position + at.shift + (asked if position < 0 else 0)] = True
+                padding = 0 if at.padding is None or self.length is not None else int(at.padding[row])
+                if not padding - asked <= position < length - padding:
+                    raise BadEdit(f"position {position} is outside the prompt of {length - padding} tokens")
+                mask[row, position + at.shift + (asked if position < 0 else padding)] = True
         if at.prompt is not None and at.crosses is None:
             padding = mask[:, : at.n_prompt] & (at.prompt.inputs["attention_mask"].cpu() == 0)
             for row, position in padding.nonzero()[:1].tolist():

@@ -110,10 +110,10 @@ class Source:
         wanted = at.some(positions, "positions", decodes=False).cpu() & (labels != PADDING)
         chosen = self.chosen
         # Tokens of a given answer have a counterpart where both prompts go on with one.
-        if "given" in spans and "given" not in self.spans:
-            wanted = wanted & (labels != spans.index("given"))
-        if "given" in self.spans and "given" not in spans:
-            chosen = chosen & (self.labels != self.spans.index("given"))
+        if "given answer" in spans and "given answer" not in self.spans:
+            wanted = wanted & (labels != spans.index("given answer"))
+        if "given answer" in self.spans and "given answer" not in spans:
+            chosen = chosen & (self.labels != self.spans.index("given answer"))
         # The logits of a generation's prompt pass are those of the last token alone.
         short = at.n_prompt - value.shape[1]
         out = value.clone()
@@ -177,16 +177,16 @@ def span_labels(prompt: Prompt) -> tuple[tuple[str, ...], Int[Tensor, "batch pos
     """The names of a prompt's spans, and the number of the span that each position is in; −1 is padding.
 
     ``image``, ``text`` and ``predicts`` are made of others and have no number. The tokens of a given answer
-    have one of their own, ``given``.
+    have one of their own, ``given answer``.
     """
     names = tuple(name for name in prompt.spans if name not in ("image", "text", "predicts"))
     labels = torch.full(prompt.spans.shape, PADDING)
     if prompt.answers:
-        names = ("given", *names)
+        names = ("given answer", *names)
         said = torch.arange(prompt.length) >= prompt.n_asked
         labels[prompt.spans.mask("answer") & said] = 0
     for number, name in enumerate(names):
-        if name != "given":
+        if name != "given answer":
             labels[prompt.spans.mask(name) & (labels == PADDING)] = number
     return names, labels
 

@@ -94,12 +94,15 @@ class Reading:
         asked: which rows these are.
         cross: the same over the image's keys of cross-attention layers, NaN in all others; None for a
             model without such layers.
+        windowed: (layer,) whether a row may see the newest keys only; those that it does not see have no
+            weight in any head.
         sinks: (batch, layer, key), the tokens that a selector found to be sinks; None where none was given.
     """
 
     prompt: Prompt
     rows: Float[Tensor, "batch layer head query key"]
     asked: Asked
+    windowed: Bool[Tensor, " layer"]
     cross: Float[Tensor, "batch layer head query image_key"] | None = None
     sinks: Bool[Tensor, "batch layer key"] | None = None
 
@@ -151,7 +154,8 @@ def read_rows(
         rows = cross.new_full(shape, torch.nan)
     nowhere = torch.zeros(len(shown), shown.length, dtype=torch.bool)
     sunk = torch.stack([marks.get(layer, nowhere) for layer in layers], 1) if sinks is not None else None
-    return Reading(shown, rows, asked, cross, sunk)
+    windowed = [layer in kernels and kernels[layer].windowed and not kernels[layer].cross for layer in layers]
+    return Reading(shown, rows, asked, torch.tensor(windowed, dtype=torch.bool), cross, sunk)
 
 
 class _Looking:

@@ -151,7 +151,13 @@ def test_what_cannot_be_asked_is_left_out_and_counted(plant, planted_samples):
     for wrong in (dict(layers=[99]), dict(heads={0: [99]}), dict(layers=[-9])):
         with pytest.raises(BadEdit):
             probes.belief(model.vlm, good, **wrong)
-    for wrong in (dict(draws=0), dict(layers=[1], heads={1: [0]}), dict(answers=None), dict(batch_size=0)):
+    for wrong in (
+        dict(draws=0),
+        dict(layers=[1], heads={1: [0]}),
+        dict(answers=None),
+        dict(batch_size=0),
+        dict(queries=[3]),
+    ):
         with pytest.raises(ValueError):
             probes.belief(model.vlm, good, **wrong)
     with pytest.raises(TypeError):

@@ -160,12 +160,14 @@ def allocate(reading: Reading, *, each: bool = False, lenient: bool = False) -> 
     # Keys before the row's own, and later ones where some head sees them (bidirectional prompts).
     seen = (place <= asked.positions[..., None]) | (reading.rows > 0).any(1).any(1)
     seen &= prompt.inputs["attention_mask"].bool().cpu()[:, None]
+    # batch layer query key: a window hides the keys before it, layer by layer
+    seen = seen[:, None] & (~reading.windowed[:, None, None] | (reading.rows > 0).any(2))
     parts = {name: _shares(reading.rows, mask, seen) for name, mask in masks.items()}
     if reading.sinks is not None:
         parts["sinks"] = _shares(reading.rows, reading.sinks, seen)
     if reading.cross is not None:
         keys = segments_of(prompt.cross, lenient=lenient)
-        seen = (reading.cross > 0).any(1).any(1)
+        seen = (reading.cross > 0).any(1).any(1)[:, None]
         nothing = torch.zeros_like(keys["image"])
         for name in masks:
             across = _shares(reading.cross, keys.get(name, nothing), seen)
@@ -184,14 +186,14 @@ def allocate(reading: Reading, *, each: bool = False, lenient: bool = False) -> 
 def _shares(
     rows: Float[Tensor, "batch layer head query key"],
     mask: Bool[Tensor, "batch *layer key"],
-    seen: Bool[Tensor, "batch query key"],
+    seen: Bool[Tensor, "batch layers query key"],
 ) -> tuple[Float[Tensor, "batch layer head query"], Float[Tensor, "batch layer head query"]]:
     """Mass and RAPT of one segment, the same in all layers or one a layer."""
     mask = mask if mask.ndim == 3 else mask[:, None]
     mass = torch.einsum("blhqk,blk->blhq", rows, mask.expand(-1, rows.shape[1], -1).to(rows.dtype))
     # batch layer query
-    tokens = (mask[:, :, None] & seen[:, None]).sum(-1)
-    return mass, mass / tokens[:, :, None] * seen.sum(-1)[:, None, None]
+    tokens = (mask[:, :, None] & seen).sum(-1)
+    return mass, mass / tokens[:, :, None] * seen.sum(-1)[:, :, None]
 
 
 def segments_of(prompt: Prompt, *, lenient: bool = False) -> dict[str, Bool[Tensor, "batch pos"]]:

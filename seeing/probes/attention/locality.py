@@ -28,10 +28,28 @@ Scored = Float[Tensor, "metric layer heads_and_mean query"]
 
 
 class Part(NamedTuple):
-    """What the rows give to the tokens of one softmax, and which of these are evidence."""
+    """What the rows give to the tokens of one softmax, and which of these are evidence.
+
+    ``hidable`` are tokens that a row may not be shown, before its window or behind it: one without weight
+    in any head is not.
+    """
 
     rows: Float[Tensor, "layer head query token"]
     labels: Bool[Tensor, " token"]
+    hidable: Bool[Tensor, "layer query token"] | None = None
+
+    def scores(self) -> Scored:
+        """Every metric. Of a row that is not shown all tokens, those of the tokens that it sees."""
+        whole = _score(self.rows, self.labels)
+        if self.hidable is None or not self.hidable.any():
+            return whole
+        seen = (self.rows > 0).any(1) | ~self.hidable | self.rows.isnan().any(1)
+        for layer, query in (~seen.all(-1)).nonzero().tolist():
+            there = seen[layer, query]
+            rows, labels = self.rows[layer, None, :, query, None, there], self.labels[there]
+            mixed = bool(labels.any()) and not labels.all()
+            whole[:, layer, :, query] = _score(rows, labels)[:, 0, :, 0] if mixed else torch.nan
+        return whole
 
 
 @dataclass(frozen=True)
@@ -53,7 +71,7 @@ class Look:
 
     def scores(self) -> Scored:
         """Every metric of each head and of the heads' mean row; the mean over parts. NaN in unread layers."""
-        return torch.stack([_score(*part) for part in self.parts]).nanmean(0)
+        return torch.stack([part.scores() for part in self.parts]).nanmean(0)
 
 
 def _score(rows: Float[Tensor, "layer head query token"], labels: Bool[Tensor, " token"]) -> Scored:
@@ -70,7 +88,10 @@ def text_looks(reading: Reading, rule: str = "any") -> list[Look]:
     for row, turn in enumerate(reading.prompt.turns):
         grid = prompt.grids[prompt.grid_rows.index(row)]
         own = rows[row][:, :, reading.asked.valid[row]]
-        looks.append(look_at(turn, grid, rule, [(grid, own[..., grid.positions])]))
+        asked = reading.asked.positions[row, reading.asked.valid[row]]
+        later = grid.positions > asked[:, None]
+        hidable = None if reading.cross is not None else reading.windowed[:, None, None] | later
+        looks.append(look_at(turn, grid, rule, [(grid, own[..., grid.positions])], hidable))
     return looks
 
 
@@ -79,17 +100,22 @@ def look_at(
     seen: VisualGrid,
     rule: str,
     parts: Sequence[tuple[VisualGrid, Tensor]],
+    hidable: Bool[Tensor, "layer query token"] | None = None,
 ) -> Look:
     """A look at one picture: the attention to the tokens of each part, labelled by the boxes of its grid.
 
     Parts are (places of the tokens, attention (layer, head, query, token)). Tokens without a place are left
-    out, and so is a part that is all evidence or has none. ``seen`` is the picture as the model sees it.
+    out, and so is a part that is all evidence or has none. ``seen`` is the picture as the model sees it,
+    ``hidable`` says which tokens a row may not be shown.
     """
     if not turn.boxes:
         return Look(reason="no evidence boxes")
     share = seen.covers(turn.boxes)
     labelled = [(rows, grid.labels(turn.boxes, rule), grid.placed) for grid, rows in parts]
-    kept = [Part(rows[..., there], labels[there]) for rows, labels, there in labelled]
+    kept = [
+        Part(rows[..., there], labels[there], None if hidable is None else hidable[..., there])
+        for rows, labels, there in labelled
+    ]
     if not any(part.labels.any() for part in kept):
         by = "" if rule == "any" else f" (rule {rule!r})"
         return Look(seen=share, reason=f"no image token sees the evidence{by}")

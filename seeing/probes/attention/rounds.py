@@ -9,6 +9,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
+
 from seeing.data.samples import EvidenceSample
 from seeing.metrics import exact_match
 from seeing.probes.progress import Progress
@@ -58,11 +60,25 @@ def rounds(
         answers=forced,
         what=what,
     ):
+        if not (batch.prompt.inputs["attention_mask"].all() or _same_in_all(queries)):
+            raise ValueError(
+                f"rows of padded prompts are said by a name ('last', 'answer', a span's) or counted from the "
+                f"end, got {queries!r:.100}; or give samples one at a time, batch_size=1"
+            )
         right = None
         if by_answer:
             said = _said(vlm, batch, forced, template)
             right = [exact_match(text, one.answers) > 0 for text, one in zip(said, batch.samples)]
         yield Round(list(batch.samples), batch.prompt, right)
+
+
+def _same_in_all(queries: Queries) -> bool:
+    """Whether rows mean the same behind any padding: a name, or numbers that count from the end."""
+    if isinstance(queries, str):
+        return True
+    found = torch.as_tensor([0] if isinstance(queries, slice) or queries is None else queries)
+    whole = not found.is_floating_point() and found.dtype != torch.bool
+    return found.ndim < 2 and bool(found.numel()) and whole and bool((found < 0).all())
 
 
 def _said(vlm: VLM, batch: Batch, forced: Answers | None, template: Template | None) -> list[str]:

@@ -184,9 +184,9 @@ def belief(
         layers: whose mean row says what was seen: a profile or layers. By default the published profile of
             the model, where there is one (`published`), or else all layers that attend to the picture.
         heads: {layer: [heads]} instead of layers.
-        queries: whose rows say what was seen, their mean where they are several: "last", the prompt's last
-            token; "answer", the rows that predict the answer's tokens; a span, such as "question", where a
-            model may look before it answers.
+        queries: whose rows say what was seen, by name; their mean where they are several. "last", the
+            prompt's last token; "answer", the rows that predict the answer's tokens; a span, such as
+            "question", where a model may look before it answers.
         answers: "own", what the model says; or "given", the sample's first answer.
         draws: control regions a sample.
         through_image: hide the evidence from other image tokens too, not from the text alone.
@@ -200,6 +200,8 @@ def belief(
     """
     if draws < 1:
         raise ValueError(f"a control takes one draw at least, got draws={draws}")
+    if not isinstance(queries, str):
+        raise ValueError(f"rows of many samples are said by a name, 'last' or a span's; got {queries!r:.100}")
     if answers not in ("own", "given"):
         raise ValueError(f"an answer is the model's, 'own', or the sample's, 'given'; got {answers!r}")
     read, where = _read(vlm, layers, heads)
@@ -217,12 +219,16 @@ def belief(
     ):
         asked = _Asked.of(vlm, batch, draws, seed, ledger)
         if asked is not None:
-            rows.append(asked.numbers(vlm, read, queries, through_image))
-            said += asked.said(vlm, answers)
-            for sample in asked.samples:
+            found, texts = asked.numbers(vlm, read, queries, through_image), asked.said(vlm, answers)
+            for sample, numbers, text in zip(asked.samples, found, texts):
+                if numbers.isnan().any():
+                    ledger.leave_out(sample, "the model gives NaN: what is seen or the answer has no number")
+                    continue
+                rows.append(numbers)
+                said.append(text)
                 ledger.count(sample)
     ledger.need("evidence that the model could see, and as many other image tokens")
-    numbers = torch.cat(rows)
+    numbers = torch.stack(rows)
     texts, right = zip(*said)
     return Belief(
         *numbers[:, :3].unbind(1),
@@ -275,11 +281,8 @@ class _Asked:
         if not good:
             return None
         if len(good) < len(batch.samples):
-            kept = [batch.samples[row] for row in good]
-            answers = [batch.prompt.answers[row] for row in good]
-            template = batch.prompt.turns[0].template
-            prompt = vlm.prompts(kept, template=template).with_answer(answers)
-            return cls.of(vlm, Batch(kept, prompt), draws, seed, ledger)
+            kept = Batch([batch.samples[row] for row in good], batch.prompt.only(good))
+            return cls.of(vlm, kept, draws, seed, ledger)
         return cls(list(batch.samples), batch.prompt, evidence, others, moved)
 
     def numbers(

@@ -297,6 +297,10 @@ class _Told:
                 self.ledger.leave_out(batch.samples[row], one.reason)
         if not kept:
             return
+        if len(kept) < len(seen):
+            # A method may act on the evidence, which has to be seen in every row.
+            batch = Batch([batch.samples[row] for row in kept], batch.prompt.only(kept))
+            seen, kept = [seen[row] for row in kept], list(range(len(kept)))
         for row in kept:
             sample = batch.samples[row]
             self.ledger.count(sample)
@@ -368,5 +372,6 @@ class _Seen:
         if look.reason is not None:
             return cls(float("nan"), share, look.reason)
         # One part: the tokens of a text model share a softmax.
-        ((rows, labels),) = look.parts
+        (part,) = look.parts
+        rows, labels = part.rows, part.labels
         return cls(float(auroc(rows[:, :, 0].nanmean((0, 1)), labels)), share, None)

@@ -18,7 +18,7 @@ from torch import Tensor
 from seeing.edits import BadEdit
 from seeing.edits.layers import Around, Slice, layers_of, layers_said
 from seeing.edits.moment import Moment
-from seeing.edits.select import Positions, Selector, selector
+from seeing.edits.select import Selector, selector
 from seeing.families import FamilyContractError
 from seeing.names import UnknownName, expand
 from seeing.prompt import BadPrompt, Prompt
@@ -100,15 +100,7 @@ def places_of(prompt: Prompt, positions: Any, *, unpadded: bool = False) -> Bool
     real, chosen = prompt.inputs["attention_mask"].bool().cpu(), place_selector(positions)
     if isinstance(chosen, str):
         return _predicting(prompt, real, chosen)
-    if isinstance(chosen, Positions) and chosen.length is None and unpadded:
-        rows = chosen.rows * len(prompt) if len(chosen.rows) == 1 else chosen.rows
-        chosen = Positions(
-            tuple(
-                tuple(one + shift if one >= 0 else one - prompt.n_given for one in row)
-                for row, shift in zip(rows, padding_of(prompt).tolist())
-            )
-        )
-    return Moment.before(prompt).some(chosen, "positions", decodes=False) & real
+    return Moment.before(prompt, unpadded).some(chosen, "positions", decodes=False) & real
 
 
 def _predicting(prompt: Prompt, real: Bool[Tensor, "batch pos"], what: str) -> Bool[Tensor, "batch pos"]:
