@@ -22,15 +22,13 @@ from jaxtyping import Bool, Int
 from PIL import Image
 from torch import Tensor, nn
 
+from seeing.chat import render
 from seeing.families import Family, FamilyContractError
 from seeing.forcing import answer_ids, checked_ids, forced_inputs, forced_spans
 from seeing.grid import Box, VisualGrid
-from seeing.spans import Rendered, Spans, label, label_keys
+from seeing.spans import Spans, label, label_keys
 from seeing.turns import PAPER_TEMPLATES, BadPrompt, Template, Turn, templates_of
 from seeing.wire import travels_as
-
-#: Marks around the words of a turn: characters of Unicode's private use.
-_OPEN, _CLOSE = "\ue000", "\ue001"
 
 
 @dataclass(frozen=True)
@@ -56,7 +54,7 @@ class Maker:
     def answer(self, turn: Turn, answer: Any) -> Int[Tensor, " token"]:
         """The token ids of an answer to ``turn``: of a text, of an `Answer`, or as they are given."""
         if isinstance(answer, str) and not hasattr(answer, "ids"):
-            rendered = _render(self.family, self.processor, turn, *turn.instruction(templates_of(self.model)))
+            rendered = render(self.family, self.processor, turn, *turn.instruction(templates_of(self.model)))
             text = self.family.tokenized(self.processor, rendered.text)
             special = adds_special(self.processor.tokenizer, rendered.text)
             return self._sayable(answer_ids(self.processor.tokenizer, text, answer, special))
@@ -96,6 +94,7 @@ class Prompt:
         shift: by how many tokens rows were padded on the left to stand beside those of a second run.
         answers: for a prompt that goes on with given answers, the token ids of each row's (`with_answer`).
         n_given: the tokens in a row that are those of given answers, padding included.
+        part: whether it says what some rows are, and has no pixels to run with (`take`).
     """
 
     inputs: dict[str, Tensor]
@@ -112,6 +111,7 @@ class Prompt:
     shift: int = 0
     answers: tuple[Int[Tensor, " _"], ...] = ()
     n_given: int = 0
+    part: bool = False
     _maker: Maker | None = field(default=None, repr=False)
 
     def __len__(self) -> int:
@@ -181,7 +181,10 @@ class Prompt:
         return self.take(range(first, first + count))
 
     def take(self, rows: Sequence[int]) -> Prompt:
-        """The rows of these numbers, where they stand in the batch: what is said of them, and no pixels."""
+        """The rows of these numbers, where they stand in the batch: what is said of them, and no pixels.
+
+        To run some rows by themselves take `row` or `only`.
+        """
         rows = list(rows)
         grids = [
             (grid, place)
@@ -199,6 +202,7 @@ class Prompt:
             grid_rows=tuple(place for _, place in grids),
             cross=None if self.cross is None else self.cross.take(rows),
             beside=0,
+            part=True,
             answers=tuple(self.answers[row] for row in rows) if self.answers else (),
         )
 
@@ -279,7 +283,7 @@ def build(
     if not turns:
         raise BadPrompt("a batch needs at least one prompt")
     templates = templates_of(model)
-    texts = [_render(family, processor, turn, *turn.instruction(templates)) for turn in turns]
+    texts = [render(family, processor, turn, *turn.instruction(templates)) for turn in turns]
     special = adds_special(processor.tokenizer, texts[0].text)
     try:
         encoding = processor(
@@ -326,60 +330,6 @@ def adds_special(tokenizer: Any, text: str) -> bool:
 def _several(answers: Any) -> bool:
     """Whether ``answers`` are several, and not the token ids of one."""
     return isinstance(answers, (list, tuple)) and not all(isinstance(one, Integral) for one in answers)
-
-
-def _render(family: Family, processor: Any, turn: Turn, instruction: str, start: int) -> Rendered:
-    """The text of one row, with a placeholder for each picture, and where in it the words stand.
-
-    The same words may stand in the template too, so their places are marked, not searched for.
-    """
-    placeholder = family.placeholder(processor)
-    said = [instruction, turn.system or "", *(text for pair in turn.history for text in pair)]
-    if held := next((text for text in said if placeholder in text), None):
-        raise BadPrompt(
-            f"the text {held!r} holds {placeholder!r}, which stands for a picture; leave it out, pictures "
-            f"are put in front of the question"
-        )
-    end = start + len(turn.question)
-    marked = instruction[:start] + _OPEN + turn.question + _CLOSE + instruction[end:]
-    history = [(question, _OPEN + answer + _CLOSE) for question, answer in turn.history]
-    text, places = _unmarked(_chat(family, processor, turn, history, marked))
-    plain = _chat(family, processor, turn, turn.history, instruction)
-    kept = len(places) == 1 + len(history) and text[slice(*places[-1])] == turn.question
-    if text != plain or not kept:
-        raise BadPrompt(f"the chat template changed the question {turn.question!r}; it made {plain!r}")
-    return Rendered(text, places[-1], tuple(places[:-1]))
-
-
-def _unmarked(marked: str) -> tuple[str, list[tuple[int, int]]]:
-    """The text without its marks, and what they stood around."""
-    text, places = "", []
-    for piece in marked.split(_OPEN):
-        inner, close, behind = piece.partition(_CLOSE)
-        if close:
-            places.append((len(text), len(text) + len(inner)))
-        text += inner + behind
-    return text, places
-
-
-def _chat(family: Family, processor: Any, turn: Turn, history: Sequence, instruction: str) -> str:
-    if getattr(processor, "chat_template", None) is None:
-        if turn.system or history:
-            raise BadPrompt(
-                f"{family.name} has no chat template: it takes no system message, no earlier turns"
-            )
-        return family.plain(processor, len(turn.images), instruction)
-    messages = [] if turn.system is None else [_message("system", turn.system)]
-    for question, answer in history:
-        messages += [_message("user", question), _message("assistant", answer)]
-    messages.append(_message("user", instruction))
-    first = next(message for message in messages if message["role"] == "user")
-    first["content"] = [{"type": "image"} for _ in turn.images] + first["content"]
-    return processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-
-
-def _message(role: str, text: str) -> dict[str, Any]:
-    return {"role": role, "content": [{"type": "text", "text": text}]}
 
 
 __all__ = [

@@ -166,6 +166,11 @@ class TracedModel(TransformersModel):
             return args, kwargs
         if len(given) != len(invokes):
             raise BadPrompt("a trace takes Prompts in all of its invokes, or in none")
+        if any(prompt.part for prompt in given):
+            raise BadPrompt(
+                "these are some rows of a prompt as they stand in it, without pixels; to run them take "
+                "prompt.row(number) or prompt.only(numbers)"
+            )
         if any(prompt.answers for prompt in given) and getattr(fn, "__name__", "") in _GENERATES:
             raise BadPrompt(
                 "a prompt that goes on with a given answer has nothing left to generate: score it, "

@@ -74,8 +74,8 @@ def batches(
     """Batches of prompts, left-padded. What can't be one goes into the ledger with its reason.
 
     Args:
-        samples: samples, or anything with ``image``, ``question``, ``answers`` and ``boxes``; one, or an
-            iterable that is gone through once.
+        samples: samples, or anything with ``image``, ``question``, ``answers`` and ``boxes`` (and ``id``,
+            ``meta``); one, or an iterable that is gone through once.
         boxes: leave out samples without evidence boxes.
         answers: "given" puts each sample's first answer behind its prompt, "own" the model's own.
 
@@ -120,8 +120,9 @@ def _taken(one: Any, number: int, boxes: bool, ledger: Ledger) -> EvidenceSample
         try:
             answers, some = found["answers"], found["boxes"]
             answers = answers if isinstance(answers, str) else tuple(() if answers is None else answers)
+            boxes = tuple(() if some is None else some)
             one = EvidenceSample(
-                name, found["image"], found["question"], answers, tuple(() if some is None else some)
+                name, found["image"], found["question"], answers, boxes, read("meta", None) or {}
             )
         except (ValueError, TypeError, AttributeError) as error:
             ledger.leave_out(name, str(error))

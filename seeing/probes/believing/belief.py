@@ -258,18 +258,20 @@ class _Asked:
     @classmethod
     def of(cls, vlm: VLM, batch: Batch, draws: int, seed: int, ledger: Ledger) -> _Asked | None:
         """What can be asked of a batch; the other samples go into the ledger. None where there is none."""
-        keys = vlm.shown(batch.prompt).keys
+        # An edit of the picture may move the evidence in it.
+        shown = vlm.shown(batch.prompt)
+        keys = shown.keys
         evidence = torch.zeros(keys.spans.shape, dtype=torch.bool)
         others = evidence.expand(draws, -1, -1).clone()
         moved, good = torch.zeros(len(batch.samples), dtype=torch.float64), []
         for row, sample in enumerate(batch.samples):
             grid = keys.grids[keys.grid_rows.index(row)]
-            labels = grid.labels(sample.boxes) & grid.placed
-            random = generator(seed, sample.id)
+            boxes, random = shown.turns[row].boxes, generator(seed, sample.id)
             try:
+                labels = grid.labels(boxes) & grid.placed if boxes else torch.zeros_like(grid.placed)
                 if not labels.any():
                     raise BadPrompt("no image token sees the evidence")
-                found = [elsewhere(grid, sample.boxes, labels, random) for _ in range(draws)]
+                found = [elsewhere(grid, boxes, labels, random) for _ in range(draws)]
             except (NoRoom, BadPrompt) as error:
                 ledger.leave_out(sample, str(error))
                 continue
