@@ -120,7 +120,7 @@ def _taken(one: Any, number: int, boxes: bool, ledger: Ledger) -> EvidenceSample
         try:
             answers, some = found["answers"], found["boxes"]
             answers = answers if isinstance(answers, str) else tuple(() if answers is None else answers)
-            boxes = tuple(() if some is None else some)
+            boxes = tuple(tuple(float(edge) for edge in box) for box in (() if some is None else some))
             one = EvidenceSample(
                 name, found["image"], found["question"], answers, boxes, read("meta", None) or {}
             )

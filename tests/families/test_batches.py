@@ -86,3 +86,15 @@ def test_the_proof_holds_in_bfloat16(case):
     model.set_attn_implementation("sdpa")
     vlm = seeing.load((model, case.processor))
     assert vlm._module.dtype == torch.bfloat16
+
+
+def test_a_generation_counts_positions_as_a_forward_pass_does(case, picture):
+    """Keys, which know their position, of a padded batch."""
+    pair = case.vlm.prompts(
+        [(picture(seed=1), "what digit is on the red square ?"), (picture(seed=2), "what digit ?")]
+    )
+    name = f"text.{max(case.vlm.sites.kernels['text'])}.attn.k"
+    expected = case.vlm.cache(pair, name)[name]
+    with torch.no_grad(), case.vlm.generate(pair, max_new_tokens=1):
+        found = case.vlm.sites[name].read().save()
+    close(found, expected)

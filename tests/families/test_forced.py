@@ -122,3 +122,35 @@ def test_an_answer_that_is_none_is_refused(case, pair):
         case.vlm.score(prompt)
     with pytest.raises(BadPrompt, match="generate"):
         case.vlm.answer(prompt.with_answer([8]))
+
+
+def test_invokes_of_forced_prompts_share_a_batch_and_keep_their_answers(case, picture):
+    prompts = [
+        case.vlm.prompt(picture(76, 52, seed), question).with_answer(ids)
+        for seed, question, ids in (
+            (1, "what digit is on the red square ?", [9, 8, 11]),
+            (2, "what digit ?", [13]),
+        )
+    ]
+    kept = []
+    with torch.no_grad(), case.vlm.trace() as tracer:
+        with tracer.invoke(prompts[0]):
+            kept.append(case.vlm.logits.save())
+        with tracer.invoke(prompts[1]):
+            kept.append(case.vlm.logits.save())
+    for logits, prompt, n_pad in zip(kept, prompts, (0, 2)):
+        end = logits.shape[1] - n_pad
+        found = logits[0, end - prompt.n_given - 1 : end - 1].log_softmax(-1)
+        expected = case.vlm.score(prompt).logits[0].log_softmax(-1)
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-3)
+    with pytest.raises(BadPrompt, match="all, or none"):
+        case.vlm._join([prompts[0], case.prompt()])
+
+
+def test_rows_by_themselves_score_as_in_their_batch(case, pair):
+    forced = pair.with_answer([[9, 8], [13]])
+    whole = case.vlm.score(forced).logprob
+    for some in (forced.row(1), forced.only([1])):
+        torch.testing.assert_close(case.vlm.score(some).logprob, whole[1:], rtol=0, atol=1e-3)
+    with pytest.raises(BadPrompt, match="row"):
+        case.vlm.score(forced.take([1]))

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import seeing
+from seeing import edits as E
 from seeing import probes
 from seeing.data.plates import plates
 from seeing.edits import BadEdit
@@ -183,6 +184,37 @@ def test_the_table_and_the_figure_say_the_same(plant, planted_samples):
         belief_scatter(
             np.zeros(2), np.zeros(2), np.ones(2, bool), labels=["a"], quadrants=QUADRANTS, lines=(0, 0)
         )
+
+
+def test_of_a_cropped_picture_the_evidence_is_where_the_crop_has_it(trained):
+    window = (14, 14, 112, 112)
+    asked = [one for one in plates("crowded", 12) if one.boxes[0][0] > 14 and one.boxes[0][1] > 14][:3]
+    by_hand = [
+        replace(
+            one,
+            image=one.image.crop(window),
+            boxes=tuple(tuple(edge - 14 for edge in box) for box in one.boxes),
+        )
+        for one in asked
+    ]
+    cropped = probes.belief(trained.with_edits(E.Crop(window)), asked, layers=[4])
+    expected = probes.belief(trained, by_hand, layers=[4])
+    for name in ("auroc", "evidence_drop", "logprob"):
+        torch.testing.assert_close(getattr(cropped, name), getattr(expected, name), rtol=0, atol=1e-4)
+    with pytest.raises(ValueError, match="no as many others"):
+        probes.belief(trained.with_edits(E.Crop("evidence")), asked[:1], layers=[4])
+
+
+def test_a_model_that_gives_nan_is_no_number(trained, monkeypatch):
+    sample = plates("crowded", 1)[0]
+    prompt = trained.prompt(sample).with_answer("7")
+    head = trained.family.head(trained._module)
+    broken = head.weight.detach().clone()
+    broken[3, 0] = float("nan")
+    monkeypatch.setattr(head, "weight", torch.nn.Parameter(broken))
+    assert trained.score(prompt).logprob.isnan().all()
+    with pytest.raises(ValueError, match="NaN"):
+        probes.belief(trained, sample, layers=[4], answers="given")
 
 
 @pytest.fixture(scope="module")

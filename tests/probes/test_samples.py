@@ -3,6 +3,7 @@
 from dataclasses import replace
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 import seeing
@@ -61,6 +62,10 @@ def test_anything_with_the_four_fields_is_a_sample(vlm, given):
     )
     assert [one.id for one in found[0].samples] == ["#0", "#1", "mine"]
     assert found[0].samples[2].answers == ("7",)
+    boxes = np.array(given[0].boxes)
+    (whole, *_), _ = gone_through(vlm, [{**fields, "boxes": boxes, "meta": {"split": "test"}}], boxes=True)
+    assert whole.samples[0].boxes == given[0].boxes
+    assert whole.samples[0].meta["split"] == "test"
     assert ledger.left_out == []
 
 
