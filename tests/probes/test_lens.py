@@ -234,6 +234,25 @@ def test_a_lens_that_is_not_the_models_last_step_is_refused(random, asked):
         probes.logit_lens(mixed, asked[0])
 
 
+@pytest.mark.parametrize("positions", ["answer", "last", "question"])
+def test_a_given_answers_logits_are_held_to_the_lens_too(random, asked, positions):
+    """The last position of all predicts no token of the answer; those that do are held."""
+    steered = random.with_edits(E.Steer("logits", torch.arange(float(random.cfg.d_vocab)), 2.0))
+    forced = random.prompts(asked[:2]).with_answer(["7 red blue", "3"])
+    with pytest.raises(FamilyContractError, match=r"at logits .*Steer"):
+        probes.logit_lens(steered, forced, positions)
+
+
+def test_an_edited_models_logits_are_held_to_the_lens_wherever_it_reads(random, asked, monkeypatch):
+    steered = random.with_edits(E.Steer("logits", torch.ones(random.cfg.d_vocab).cumsum(0), positions=[3]))
+    prompt = random.prompt(asked[0])
+    monkeypatch.setattr(decoding, "_HELD", 1)
+    with pytest.raises(FamilyContractError, match="at logits"):
+        probes.logit_lens(steered, prompt, [2, 3, 4])
+    found, plain = (probes.logit_lens(vlm, prompt, [2, 4]) for vlm in (steered, random))
+    assert torch.equal(found.logprobs, plain.logprobs)
+
+
 def test_samples_without_such_a_position_are_left_out(random, asked):
     bald = EvidenceSample("bald", asked[0].image, asked[0].question, ("7",), ())
     strange = EvidenceSample("strange", asked[0].image, "what violin ?", ("7",), asked[0].boxes)

@@ -156,80 +156,100 @@ def decode(
     if not 1 <= k <= vlm.cfg.d_vocab:
         raise ValueError(f"k is a number of tokens, from 1 to {vlm.cfg.d_vocab}, got {k!r}")
     last_step = Unembedding.of(vlm.family, vlm._module)
-    streams = _Streams([f"text.{layer}.{site}" for layer in layers], places, last_step)
+    names = [f"text.{layer}.{site}" for layer in layers]
+    streams = _Streams(names, places, _speaking(prompt, places.shape[1]), last_step)
     streams.read(vlm, prompt)
     with torch.no_grad():
         return streams.decoded(k, targets)
 
 
+def _speaking(prompt: Prompt, length: int) -> Bool[Tensor, "batch pos"]:
+    """Where the model says the next token, among the last of ``length`` positions: at each row's end, and
+    where it predicts a given answer's tokens."""
+    n = prompt.n_given + 1
+    ends = prompt.spans.mask("predicts")[:, -n:] if prompt.answers else torch.ones(len(prompt), 1).bool()
+    return torch.nn.functional.pad(ends, (length - n, 0))
+
+
 class _Streams:
     """The streams of one pass at some places: read, held against what the model made of them, decoded."""
 
-    def __init__(self, names: Sequence[str], places: Bool[Tensor, "batch pos"], last_step: Unembedding):
+    def __init__(
+        self,
+        names: Sequence[str],
+        places: Bool[Tensor, "batch pos"],
+        speaking: Bool[Tensor, "batch pos"],
+        last_step: Unembedding,
+    ):
         self.names, self.last_step = list(names), last_step
-        self.rows, self.columns = places.nonzero(as_tuple=True)
+        self.places, self.speaking = places, speaking
         self.kept: dict[str, Tensor] = {}
 
     def read(self, vlm: VLM, prompt: Prompt) -> None:
         end = f"text.{vlm.cfg.n_layers - 1}.resid_post"
         wanted = [*self.names, end, *(["text.norm"] if "text.norm" in vlm.sites else [])]
         ordered = [name for name in vlm.sites if name in wanted]
-        settings = {}
+        # Logits are held to the lens where there are some: at all places, or where the model speaks.
+        held, settings = self.places | self.speaking, {}
         if vlm.edits is None and vlm._module._supports_logits_to_keep():
             # A tensor: told by a number, Gemma 4 would run no other rows in its last layers.
-            settings["logits_to_keep"] = torch.tensor([-1], device=vlm.device)
+            settings["logits_to_keep"] = torch.arange(-prompt.n_given - 1, 0, device=vlm.device)
+            held = self.speaking
         with torch.no_grad(), vlm.trace(prompt, **settings):
-            self._keep(vlm, ordered)
+            self._keep(vlm, ordered, held)
         left = self.kept[end]
         self.normed = self.kept.get("text.norm")
         if self.normed is None:
-            self.normed = left if self.last_step.norm is None else plain(self.last_step.norm, left)
-        tolerance = TOLERANCE.get(vlm._module.dtype, 3e-2)
-        self._hold(vlm, tolerance, left)
+            self.normed = self._normed(left)
+        self._hold(vlm, left)
 
-    def _keep(self, vlm: VLM, names: Sequence[str]) -> None:
+    def _keep(self, vlm: VLM, names: Sequence[str], held: Bool[Tensor, "batch pos"]) -> None:
         """Called in the trace."""
+        rows, columns = held.nonzero(as_tuple=True)
         for name in names:
             value = vlm.sites[name].read()
-            # A layer's last row of each prompt, too: it is what the logits kept are of.
-            self.kept[name] = value[self.rows.to(value.device), self.columns.to(value.device)]
-            self.at_last = value[:, -1].clone()
-        self.logits = vlm.sites["logits"].read()[:, -1].clone()
-
-    def _hold(self, vlm: VLM, tolerance: float, left: Float[Tensor, "place d_model"]) -> None:
-        """The last step is what the model does: its norm at every place, its logits at each row's end."""
-        norm, what = self.last_step.norm, None
-        with torch.no_grad():
-            normed = left if norm is None else plain(norm, left)
-            logits = (
-                self.last_step(self.at_last)
-                if "text.norm" not in vlm.sites
-                else self.last_step.of_normed(self.at_last)
+            self.kept[name] = _at(value, *self.places.nonzero(as_tuple=True))
+            last = _at(value, rows, columns)
+        if "text.norm" not in vlm.sites:
+            last = self._normed(last)
+        logits = vlm.sites["logits"].read()
+        self.d_vocab, size = logits.shape[-1], max(1, _HELD // logits.shape[-1])
+        # Those kept are the last ones.
+        off = [
+            _off(self.last_step.of_normed(some), _at(logits, row, column))
+            for some, row, column in zip(
+                last.split(size), rows.split(size), (columns - held.shape[1]).split(size)
             )
-        for name, found, expected in (("text.norm", normed, self.normed), ("logits", logits, self.logits)):
-            error = float((found.float() - expected.to(found.device).float()).abs().max())
-            size = float(expected.float().abs().max())
+        ]
+        self.logits_off = torch.stack(off).amax(0)
+
+    def _normed(self, stream: Float[Tensor, "place d_model"]) -> Float[Tensor, "place d_model"]:
+        return stream if self.last_step.norm is None else plain(self.last_step.norm, stream)
+
+    def _hold(self, vlm: VLM, left: Float[Tensor, "place d_model"]) -> None:
+        """The last step is what the model does: its norm at every place, its logits where they are held."""
+        tolerance = TOLERANCE.get(vlm._module.dtype, 3e-2)
+        with torch.no_grad():
+            norm_off = _off(self._normed(left), self.normed)
+        for name, off in (("text.norm", norm_off), ("logits", self.logits_off)):
+            error, size = off.tolist()
             if not error <= tolerance * max(size, 1e-12):
-                what = (name, error, size)
-                break
-        if what is None:
-            return
-        name, error, size = what
-        edits = f", and the model runs under {vlm.edits!r:.200}" if vlm.edits is not None else ""
-        raise FamilyContractError(
-            f"{vlm.family.name}: the last layer's stream, put through the model's final norm and "
-            f"unembedding, is off by {error:.3g} at {name} (largest value {size:.3g}){edits}. Something else "
-            f"stands between the stream and the logits, so what early layers would answer can't be told"
-        )
+                edits = f", and the model runs under {vlm.edits!r:.200}" if vlm.edits is not None else ""
+                raise FamilyContractError(
+                    f"{vlm.family.name}: the last layer's stream, put through the model's final norm and "
+                    f"unembedding, is off by {error:.3g} at {name} (largest value {size:.3g}){edits}. "
+                    f"Something else stands between the stream and the logits, so what early layers would "
+                    f"answer can't be told"
+                )
 
     def decoded(self, k: int, targets: Int[Tensor, "place target"] | None) -> Decoded:
         """A few places at a time, on the CPU."""
-        places, d_vocab = len(self.rows), self.logits.shape[-1]
+        places = int(self.places.sum())
         # What is kept is laid out first: made layer by layer, it would lie between the large tables in memory
         # and keep them from being given back.
         n_targets = 1 if targets is None else targets.shape[1]
         found = Decoded.blank(places, len(self.names), k, n_targets)
-        size = max(1, _HELD // d_vocab)
+        size = max(1, _HELD // self.d_vocab)
         for start in range(0, places, size):
             some = slice(start, start + size)
             final = self.last_step.of_normed(self.normed[some]).float().log_softmax(-1)
@@ -240,6 +260,18 @@ class _Streams:
                 for kept, part in zip(found.by_layer, _numbers(logp, final, wanted, k), strict=True):
                     kept[some, layer] = part.cpu()
         return found
+
+
+def _at(
+    value: Float[Tensor, "batch pos some"], rows: Int[Tensor, " place"], columns: Int[Tensor, " place"]
+) -> Float[Tensor, "place some"]:
+    return value[rows.to(value.device), columns.to(value.device)]
+
+
+def _off(found: Float[Tensor, "place some"], expected: Float[Tensor, "place some"]) -> Float[Tensor, "2"]:
+    """The largest difference, and the largest value expected."""
+    expected = expected.float()
+    return torch.stack([(found.to(expected) - expected).abs().max(), expected.abs().max()]).cpu()
 
 
 def _numbers(
