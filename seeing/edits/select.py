@@ -122,7 +122,7 @@ class Span(Selector):
         if self.name == "evidence":
             return at.widened(prompt.evidence())
         if self.name not in prompt.spans:
-            known = ", ".join((*prompt.spans, "last", "all", "answer", "evidence"))
+            known = ", ".join(dict.fromkeys((*prompt.spans, "last", "all", "answer", "evidence")))
             raise BadEdit(f"no positions are called {self.name!r}; this prompt has {known}")
         return at.widened(prompt.spans.mask(self.name))
 

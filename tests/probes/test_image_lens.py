@@ -68,6 +68,16 @@ def test_the_figure_lays_the_words_over_the_picture(found, sample):
     assert list(traces) == list(range(6)), "the slider leaves the boxes alone"
 
 
+def test_a_negative_layer_counts_from_the_models_last(found, random, sample):
+    np.testing.assert_array_equal(found.words(-1), found.words(5))
+    assert found.figure(-2).layout.sliders[0].active == 4
+    some = probes.image_lens(random, sample, layers=[1, -2], k=1)
+    np.testing.assert_array_equal(some.words(-2), found.words(4))
+    for layer in (-1, -7, 6):
+        with pytest.raises(ValueError, match=f"layer {layer} was not read"):
+            some.words(layer)
+
+
 def test_what_a_model_says_is_drawn_letter_by_letter():
     words = np.array([["<b>", "%{x}", "$a$"], ["", "a" * 30, "&amp;"]], dtype=object)[None, ..., None]
     cells = Cells(words, np.full(words.shape, 0.5))
@@ -140,3 +150,9 @@ def test_a_picture_outside_the_stream_has_no_words(found, random, crowded):
         probes.image_lens(random, random.prompts(crowded[:2]))
     with pytest.raises(ValueError, match="was not read"):
         found.words(6)
+
+
+@pytest.mark.parametrize("several", [list, iter])
+def test_several_samples_are_asked_for_one_at_a_time(random, sample, several, unchecked):
+    with pytest.raises(BadPrompt, match="one sample, or a prompt of one row; got list"):
+        probes.image_lens(random, several([sample]))

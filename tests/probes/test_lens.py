@@ -284,6 +284,9 @@ def test_what_the_model_lacks_is_named(random, asked):
         probes.logit_lens(random, asked, E.seen(layers=[2]))
     with pytest.raises(ValueError, match="no positions are called 'questoin'"):
         probes.logit_lens(random, asked, "questoin")
+    with pytest.raises(BadEdit, match="this prompt has") as error:
+        probes.logit_lens(random, random.prompt(asked[0]).with_answer("7"), "questoin")
+    assert str(error.value).count("answer") == 1
     with pytest.raises(BadPrompt, match="with_answer"):
         probes.logit_lens(random, random.prompts(asked), "answer")
     with pytest.raises(EmptySelection):

@@ -9,6 +9,7 @@ the model will do with it.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,6 +39,7 @@ class ImageLens:
         grid: where each token looks.
         image: the picture.
         question: what was asked.
+        n_layers: how many layers the model has; a negative layer counts from behind them.
         boxes: the annotated evidence in it, xyxy pixels; empty where none is known.
     """
 
@@ -45,6 +47,7 @@ class ImageLens:
     grid: VisualGrid
     image: Image.Image
     question: str
+    n_layers: int
     boxes: tuple[Box, ...] = ()
 
     @property
@@ -123,9 +126,10 @@ class ImageLens:
         return Cells(words, probs)
 
     def _layer(self, layer: int) -> int:
-        if layer not in self.layers:
+        number = layer + self.n_layers if layer < 0 else layer
+        if number not in self.layers:
             raise ValueError(f"layer {layer!r} was not read; those that were: {list(self.layers)}")
-        return self.layers.index(layer)
+        return self.layers.index(number)
 
 
 def image_lens(
@@ -150,6 +154,11 @@ def image_lens(
     Raises `BadPrompt` for a batch, for a picture that is not there, and for a model whose words look at the
     picture from outside the stream (cross-attention layers): there no token of the stream is the picture's.
     """
+    if isinstance(sample, Iterable) and not isinstance(sample, (Prompt, Mapping)):
+        raise BadPrompt(
+            f"an image lens reads one picture: one sample, or a prompt of one row; got "
+            f"{type(sample).__name__}: ask for one of its samples at a time"
+        )
     prompt = sample if isinstance(sample, Prompt) else vlm.prompt(sample, template=template)
     if len(prompt) != 1:
         raise BadPrompt(f"an image lens reads one row, this prompt has {len(prompt)}; take prompt.row(0)")
@@ -164,4 +173,5 @@ def image_lens(
     grid = shown.grids[image]
     lens = logit_lens(vlm, prompt, grid.positions, layers, site, k, tokens=tokens)
     turn = shown.turns[0]
-    return ImageLens(lens, grid, turn.images[image], turn.question, () if image else turn.boxes)
+    boxes = () if image else turn.boxes
+    return ImageLens(lens, grid, turn.images[image], turn.question, vlm.cfg.n_layers, boxes)
