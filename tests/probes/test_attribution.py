@@ -90,6 +90,17 @@ def test_rows_of_an_answer_of_several_words_are_all_attributed(random, crowded):
     assert (alone.edges - found.edges).abs().max() > 1e-3
 
 
+def test_under_an_edit_of_pictures_it_is_the_run_that_is_attributed(random, crowded):
+    edited = random.with_edits(E.Crop("evidence", append=True))
+    found = attribution(edited, crowded[:2], repainted, spans=("image", "last"))
+    patched = patching(edited, crowded[:2], repainted, spans="image", layers=0, metric="logit_diff")
+    assert found.gap == pytest.approx(patched.gap, abs=1e-3)
+    near = attribution(edited, crowded[:2], nudged, spans=("image", "last"), direction="noise")
+    compared = near.compare(edited, crowded[:2], 3)
+    size = float(compared.exact.abs().max())
+    torch.testing.assert_close(compared.approximate, compared.exact, atol=0.1 * size, rtol=0.1)
+
+
 def test_sides_with_other_tokens_are_left_out(random, crowded):
     def change(sample):
         changed = repainted(sample)

@@ -18,6 +18,16 @@ def longer(sample):
     return dataclasses.replace(sample, question=f"what is on the square ? {sample.question}")
 
 
+WINDOW_SHOWN = (20, 20, 112, 112)
+
+
+def cropped(sample):
+    """The sample cut to `WINDOW_SHOWN` by hand."""
+    x, y = WINDOW_SHOWN[:2]
+    boxes = [(max(a - x, 0), max(b - y, 0), c - x, d - y) for a, b, c, d in sample.boxes]
+    return dataclasses.replace(sample, image=sample.image.crop(WINDOW_SHOWN), boxes=tuple(boxes))
+
+
 @pytest.fixture(scope="module")
 def samples(crowded):
     """Two samples, the first of them padded."""
@@ -177,12 +187,43 @@ def test_samples_without_the_positions_are_left_out(random, crowded, paste):
     assert unboxed.n == 1
 
 
+def test_under_a_crop_flows_and_control_are_those_of_the_picture_that_is_shown(random, crowded):
+    some = [one for one in crowded if min(one.boxes[0][2:]) > 40][:2]
+    flows, edited = ("random->last", "evidence->last"), random.with_edits(E.Crop(WINDOW_SHOWN))
+    by_hand = knockout(random, [cropped(one) for one in some], flows=flows, window=2, layers=2)
+    assert by_hand.logprob.abs().min() > 1e-4
+    for given in (some, edited.prompts(some).with_answer([one.answers[0] for one in some])):
+        found = knockout(edited, given, flows="evidence->last", window=2, layers=2)
+        torch.testing.assert_close(found.logprob[0], by_hand.logprob[1], atol=1e-5, rtol=1e-4)
+    found = knockout(edited, some, flows=flows, window=2, layers=2)
+    torch.testing.assert_close(found.logprob, by_hand.logprob, atol=1e-5, rtol=1e-4)
+
+
+def test_all_flows_run_where_an_edit_makes_the_prompt_longer_or_leaves_evidence_alone(random, samples):
+    longer = random.with_edits(E.Crop("evidence", append=True))
+    found = knockout(longer, samples[0], window=2, layers=2)
+    assert found.n == 1
+    assert not found.logprob.isnan().any()
+    close = random.with_edits(E.Crop("evidence"))
+    found = knockout(close, samples, flows="evidence->last", window=2, layers=2)
+    assert found.n == 2
+    with pytest.raises(ValueError, match="selects no position"):
+        knockout(close, samples, flows="non-evidence->last", window=2, layers=2)
+
+
 @pytest.mark.parametrize(
     ("settings", "error", "said"),
     [
         (dict(flows="image"), ValueError, "'keys->queries'"),
         (dict(flows=()), ValueError, "no flows"),
         (dict(flows="picture->last"), ValueError, "no positions are called 'picture'"),
+        (dict(flows={"x": (E.sinks([1], 2.0), "last")}), BadEdit, "known while the model runs"),
+        (
+            dict(flows={"x": (E.Span("image") & ~E.seen(layers=[0]), "last")}),
+            BadEdit,
+            "known while the model",
+        ),
+        (dict(answers=None), ValueError, "is 'given' or 'own', got None"),
         (dict(layers=9), BadEdit, "no layer 9"),
         (dict(window=0), BadEdit, "a window is some layers"),
     ],

@@ -189,6 +189,21 @@ def test_of_heads_with_one_blob_each_those_that_look_most_are_chosen(random, cro
     assert judge(torch.from_numpy(rows), grid, best=2)["chosen"].tolist() == [[0, 1, 0, 1, 0]]
 
 
+def test_heads_that_look_at_nothing_but_the_picture_all_pass_whatever_the_rounding(random, crowded):
+    grid = random.prompt(crowded[0]).grids[0]
+    rows = torch.rand(2, 4, 64, generator=torch.Generator().manual_seed(0)).softmax(-1)
+    first = judge(rows, grid, best=2, floor=0)
+    assert (first["past elbow"] == 1).all()
+    noise = 1 + 1e-7 * torch.randn(2, 4, 64, generator=torch.Generator().manual_seed(1)).double()
+    again = judge(rows * noise, grid, best=2, floor=0)
+    assert torch.equal(again["past elbow"], first["past elbow"])
+    assert torch.equal(again["chosen"], first["chosen"])
+    # Of equal entropy and equal within rounding, the first are chosen.
+    blobs = torch.zeros(1, 4, 64).double()
+    blobs[0, :, 20] = 1 + torch.tensor([0, 3e-8, -3e-8, 6e-8])
+    assert judge(blobs, grid, best=2)["chosen"].tolist() == [[1, 1, 0, 0]]
+
+
 def test_layers_that_do_not_compete_have_no_score(random, crowded):
     found = probes.localization_heads(random, crowded[:4], layers=slice(2, None), best=2, progress=False)
     assert found.scores[:2].isnan().all()

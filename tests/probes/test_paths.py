@@ -9,7 +9,9 @@ from PIL import Image
 from torch import nn
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
+from seeing import edits as E
 from seeing.families import FamilyContractError
+from seeing.probes.causal.patching import patching
 from seeing.probes.causal.paths import direct_effects, path_patching
 from seeing.probes.causal.stream import FrozenNorm
 
@@ -89,6 +91,51 @@ def test_a_foil_may_be_said(random, bare, crowded):
     answers = [id_of(bare, one.answers[0]) for one in crowded[:2]]
     expected = [float(logits[row, one] - logits[row, id_of(bare, "7")]) for row, one in enumerate(answers)]
     assert found.total == pytest.approx(sum(expected) / 2, abs=1e-3)
+
+
+def test_a_foil_that_is_the_answer_is_left_out(random, crowded):
+    same, other = crowded[0], next(one for one in crowded if one.answers != crowded[0].answers)
+    found = direct_effects(random, [same, other], foil=same.answers[0])
+    assert found.ids == (other.id,)
+    assert f"the token of the foil '{same.answers[0]}'" in found.left_out[0].reason
+    alone = direct_effects(random, [other], foil=same.answers[0])
+    torch.testing.assert_close(found.heads, alone.heads, atol=1e-4, rtol=1e-4)
+    with pytest.raises(ValueError, match="the token of the foil"):
+        direct_effects(random, same, foil=same.answers[0])
+    with pytest.raises(ValueError, match="is 'given' or 'own', got None"):
+        direct_effects(random, same, answers=None)
+
+
+@pytest.mark.parametrize("edit", [E.Crop("evidence", append=True), E.Crop("evidence", pad=0.3)])
+def test_under_an_edit_of_pictures_the_row_that_answers_is_that_of_the_run(random, crowded, edit):
+    edited, samples = random.with_edits(edit), crowded[:2]
+    found = direct_effects(edited, samples)
+    score = edited.score(edited.prompts(samples).with_answer([one.answers[0] for one in samples]))
+    logits, ids = score.logits[:, 0], torch.tensor([id_of(random, one.answers[0]) for one in samples])
+    rows = torch.arange(2)
+    best = logits.scatter(1, ids[:, None], -torch.inf).amax(1)
+    assert found.total == pytest.approx(float((logits[rows, ids] - best).mean()), abs=1e-3)
+    settings = dict(metric="logit_diff", direction="noise")
+    paths = path_patching(edited, samples, repainted, **settings)
+    whole = patching(edited, samples, repainted, spans="last", layers=5, **settings)
+    assert paths.gap == pytest.approx(whole.gap, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        E.Steer("text.norm", torch.arange(128.0) / 128, 0.5),
+        E.Steer("logits", torch.arange(31.0) / 31, 2.0),
+        E.MixLayers([0], 0.5),
+    ],
+    ids=["norm", "logits", "mixed"],
+)
+def test_an_edit_behind_the_last_stream_is_no_part_of_it(random, crowded, edit):
+    edited = random.with_edits(edit)
+    with pytest.raises(FamilyContractError, match="acts between the stream and the logits"):
+        direct_effects(edited, crowded[0])
+    with pytest.raises(FamilyContractError, match="off by"):
+        path_patching(edited, crowded[0], repainted)
 
 
 def test_a_prompt_is_asked_about_its_answer_or_the_models_own(random, crowded):

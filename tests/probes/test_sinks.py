@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from tiny.merged import BUILDERS as MERGED
 from tiny.tiled import BUILDERS
 
 import seeing
@@ -200,6 +201,28 @@ def test_the_figure_has_sinks_and_controls_of_both_kinds(found, dark):
     np.testing.assert_allclose(drawn["image sinks"], found.mass[..., 0].mean(1))
     np.testing.assert_allclose(drawn["as many random text tokens"], found.control[..., 1].mean(1))
     assert "n = 3" in fig.layout.title.text
+
+
+def test_the_control_is_of_tokens_that_the_row_is_shown(asked):
+    """Neither those of a given answer, behind the row, nor those before a window of 12."""
+    vlm = seeing.load(MERGED["gemma3"](), check=False)
+    prompt = vlm.prompts(asked[:2])
+    found = probes.sinks(vlm, prompt, [0, 1], tau=1)
+    told = probes.sinks(vlm, prompt.with_answer(["red square on the blue circle", "green"]), [0, 1], tau=1)
+    torch.testing.assert_close(told.mass, found.mass, atol=1e-6, rtol=1e-4, equal_nan=True)
+    torch.testing.assert_close(told.control, found.control, atol=1e-6, rtol=1e-4, equal_nan=True)
+    one = probes.sinks(vlm, vlm.prompt(asked[0]), [0, 1], tau=1)
+    prompt = vlm.prompt(asked[0])
+    text, place = ~prompt.spans.mask("image")[0], torch.arange(prompt.length)
+    for layer in (0, 3):
+        cache = vlm.cache(prompt, [f"text.{layer}.resid_pre", f"text.{layer}.attn.pattern"])
+        x = cache[f"text.{layer}.resid_pre"][0].double()
+        sunk = x[:, :2].abs().amax(-1) > x.pow(2).mean(-1).sqrt()
+        there = text & (place >= prompt.length - 12) if layer == 0 else text
+        row = cache[f"text.{layer}.attn.pattern"][0, :, -1].double()
+        expected = (sunk & there).sum() * row[:, there & ~sunk].mean(1)
+        assert 0 < (sunk & there).sum() < there.sum()
+        torch.testing.assert_close(one.control[layer, :, 1], expected, atol=1e-6, rtol=1e-4)
 
 
 def test_layers_without_attention_over_the_sequence_have_no_numbers(crowded):

@@ -144,7 +144,8 @@ def knockout(
     """Attention knockout over windows of layers, flow by flow.
 
     Args:
-        flows: "keys->queries" by names of positions; or {label: (keys, queries)} with any selectors.
+        flows: "keys->queries" by names of positions; or {label: (keys, queries)} with selectors of positions
+            that the prompt knows: spans, positions, boxes.
             "last" are the rows that say the answer; "last->last" cuts each of them from itself alone;
             "random" is the control for "evidence".
         window: layers that are cut at a time, centred; at the ends as many of them as there are.
@@ -152,6 +153,8 @@ def knockout(
         answers: whose answer is measured: the sample's ("given") or the model's own ("own").
         seed: of the control's tokens, which are drawn anew for every sample.
         batch_size: samples in a pass; a flow takes one pass a centre.
+
+    Under an edit of pictures, positions and the control are those of the picture that the run shows.
 
     Raises ValueError when no sample could be counted, or for a flow that is none.
     """
@@ -311,14 +314,19 @@ def _ends(flow: Any) -> tuple[str, str]:
 def _prompts(
     vlm, samples, needed, ledger, template, batch_size, progress, answers
 ) -> Iterator[tuple[list[str], Prompt]]:
-    """(ids, prompt with its answer) of each batch, without the rows that lack what is needed."""
+    """(ids, prompt with its answer) of each batch, without the rows that lack what is needed.
+
+    Prompts are those that a run shows, so that what is drawn and cut is in the picture that is seen.
+    """
     if isinstance(samples, Prompt):
-        prompt = with_answer(vlm, samples)
+        prompt = vlm.shown(with_answer(vlm, samples))
         for row, reason in enumerate(_reasons(prompt, needed)):
             if reason:
                 raise ValueError(f"row {row}: {reason}")
         yield [f"row {row}" for row in range(len(prompt))], prompt
         return
+    if answers not in ("given", "own"):
+        raise ValueError(f"the answer that is measured is 'given' or 'own', got {answers!r}")
     settings = dict(template=template, answers=answers)
     boxes = needs_boxes(needed)
     for batch in batches(
@@ -331,15 +339,17 @@ def _prompts(
         what="samples cut",
         **settings,
     ):
-        reasons = _reasons(batch.prompt, needed)
+        prompt = vlm.shown(batch.prompt)
+        reasons = _reasons(prompt, needed)
         for sample, reason in zip(batch.samples, reasons):
             if reason:
                 ledger.leave_out(sample, reason)
         kept = [sample for sample, reason in zip(batch.samples, reasons) if not reason]
         if len(kept) < len(batch.samples) and kept:
-            batch = next(batches(vlm, kept, Ledger(), batch_size=len(kept), progress=False, **settings))
+            again = next(batches(vlm, kept, Ledger(), batch_size=len(kept), progress=False, **settings))
+            prompt = vlm.shown(again.prompt)
         if kept:
-            yield [sample.id for sample in kept], batch.prompt
+            yield [sample.id for sample in kept], prompt
 
 
 def _reasons(prompt: Prompt, needed: Sequence[Selector]) -> list[str | None]:

@@ -9,7 +9,8 @@ patching one run with activations of the other says where it has it. The change 
 * a function of the sample, or samples in the same order, one a clean sample;
 * a `Prompt`, where the clean one is a Prompt too.
 
-Both prompts carry the same answer, teacher-forced, so both are asked about the same tokens.
+Both prompts carry the same answer, teacher-forced, so both are asked about the same tokens. Where the model's
+own edits change pictures, they are the prompts that its runs show.
 """
 
 from __future__ import annotations
@@ -80,6 +81,8 @@ def pairs(
     if isinstance(clean, Prompt):
         yield _of_prompts(vlm, clean, corrupted, aligned)
         return
+    if answers not in ("given", "own"):
+        raise ValueError(f"both sides are told an answer: 'given' or 'own', got {answers!r}")
     change = _change(corrupted)
     settings = dict(template=template, boxes=boxes)
     for batch in batches(
@@ -258,7 +261,7 @@ def _paired(vlm, batch, kept, others, aligned, ledger, answers, template) -> Pai
     kept = [sample for sample, other in zip(kept, others) if id(other) in taken]
     if len(kept) < len(batch.samples):
         batch = _again(vlm, kept, template, answers)
-    pair = _told(kept, batch.prompt, made.prompt)
+    pair = _told(vlm, kept, batch.prompt, made.prompt)
     reasons = misaligned(pair.clean, pair.corrupted, aligned)
     if not any(reasons):
         return pair
@@ -270,7 +273,7 @@ def _paired(vlm, batch, kept, others, aligned, ledger, answers, template) -> Pai
         return None
     batch = _again(vlm, [kept[row] for row in left], template, answers)
     made = _again(vlm, [made.samples[row] for row in left], template, None)
-    return _told(batch.samples, batch.prompt, made.prompt)
+    return _told(vlm, batch.samples, batch.prompt, made.prompt)
 
 
 def _again(vlm: VLM, samples: list[EvidenceSample], template: Template | None, answers: Answered) -> Batch:
@@ -279,8 +282,9 @@ def _again(vlm: VLM, samples: list[EvidenceSample], template: Template | None, a
     return next(batches(vlm, samples, Ledger(), **settings))
 
 
-def _told(samples: Sequence[EvidenceSample], clean: Prompt, corrupted: Prompt) -> Pair:
-    return Pair(tuple(sample.id for sample in samples), clean, corrupted.with_answer(clean.answers))
+def _told(vlm: VLM, samples: Sequence[EvidenceSample], clean: Prompt, corrupted: Prompt) -> Pair:
+    sides = clean, corrupted.with_answer(clean.answers)
+    return Pair(tuple(sample.id for sample in samples), *map(vlm.shown, sides))
 
 
 # ---- pairs of prompts --------------------------------------------------------------------------------------
@@ -297,7 +301,7 @@ def _of_prompts(vlm: VLM, clean: Prompt, corrupted: Any, aligned: Sequence[Selec
         )
     if len(corrupted) != len(clean):
         raise BadPrompt(f"the clean prompt has {len(clean)} rows, the corrupted one {len(corrupted)}")
-    corrupted = corrupted.with_answer(clean.answers)
+    clean, corrupted = vlm.shown(clean), vlm.shown(corrupted.with_answer(clean.answers))
     pair = Pair(tuple(f"row {row}" for row in range(len(clean))), clean, corrupted)
     for row, reason in enumerate(misaligned(clean, corrupted, aligned)):
         if reason:

@@ -174,6 +174,8 @@ def patching(
     """
     check_asked(direction, metric)
     sites = (sites,) if isinstance(sites, str) else tuple(sites)
+    if not sites:
+        raise ValueError(f"no sites are named: {', '.join(SITES)}, attn.z")
     chosen = layers_of(layers, vlm.cfg.n_layers)
     where = positions_of(spans)
     if heads:

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 import pandas as pd
 import plotly.graph_objects as go
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from seeing.data.samples import EvidenceSample
@@ -112,19 +112,25 @@ def direct_effects(
 
     Args:
         foil: the text whose first token the answer is compared with; None takes what the model would rather
-            say than anything else but the answer.
+            say than anything else but the answer. A sample whose answer starts with that token is left out.
         answers: whose answer: the sample's ("given") or the model's own ("own").
 
     Raises ValueError when no sample could be counted, FamilyContractError for a final norm that is not
-    linear once its statistic is frozen.
+    linear once its statistic is frozen, and where an edit acts between the last stream and the logits.
     """
     ledger, means, draws = Ledger(), {}, Bootstrap()
     for ids, prompt in _prompts(vlm, samples, ledger, template, batch_size, progress, answers):
         parts = Decomposition.of(vlm, prompt, foil)
-        for name, value in parts.effects().items():
-            means.setdefault(name, RunningMean()).add(value)
-        draws.add(parts.effects()["heads"])
-        ledger.ids.extend(ids)
+        effects = {name: value[parts.differs] for name, value in parts.effects().items()}
+        for one, differs in zip(ids, parts.differs.tolist()):
+            if differs:
+                ledger.ids.append(one)
+            else:
+                ledger.leave_out(one, f"its answer starts with the token of the foil {foil!r:.100}")
+        if parts.differs.any():
+            for name, value in effects.items():
+                means.setdefault(name, RunningMean()).add(value)
+            draws.add(effects["heads"])
     ledger.need("an answer whose logits can be taken apart")
     found = {name: one.mean for name, one in means.items()}
     scalars = {name: float(found.pop(name)) for name in ("embed", "constant", "total")}
@@ -178,6 +184,8 @@ def path_patching(
 
 def _prompts(vlm, samples, ledger, template, batch_size, progress, answers):
     """(ids, prompt with its answer) of each batch."""
+    if answers not in ("given", "own"):
+        raise ValueError(f"the answer that is taken apart is 'given' or 'own', got {answers!r}")
     if isinstance(samples, Prompt):
         yield [f"row {row}" for row in range(len(samples))], with_answer(vlm, samples)
         return
@@ -199,12 +207,16 @@ def _prompts(vlm, samples, ledger, template, batch_size, progress, answers):
 
 @dataclass(frozen=True)
 class Decomposition:
-    """The stream of a batch, and the direction in it that says answer rather than foil."""
+    """The stream of a batch, and the direction in it that says answer rather than foil.
+
+    ``differs`` are the rows whose answer and foil are two tokens.
+    """
 
     stream: Stream
     direction: Float[Tensor, "batch d_model"]
     constant: Float[Tensor, " batch"]
     total: Float[Tensor, " batch"]
+    differs: Bool[Tensor, " batch"]
     n_heads: int
 
     @classmethod
@@ -222,7 +234,8 @@ class Decomposition:
             constant = constant + (bias[ids] - bias[other]).detach().float()
         rows = torch.arange(len(ids), device=logits.device)
         total = logits[rows, ids] - logits[rows, other]
-        return cls(stream, frozen.pulled(towards), constant, total, vlm.cfg.n_heads)
+        differs = (ids != other).cpu()
+        return cls(stream, frozen.pulled(towards), constant, total, differs, vlm.cfg.n_heads)
 
     def effects(self) -> dict[str, Tensor]:
         """By part: (batch, layer, head), (batch, layer) or (batch, 1)."""

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from seeing.edits.moment import Moment
+from seeing.edits.moment import BadEdit, Moment
 from seeing.edits.select import Selector, Span, selector
 from seeing.edits.source import PADDING, span_labels
 from seeing.prompt import Prompt
@@ -34,8 +34,17 @@ def positions_of(spans: str | Selector | Sequence[str | Selector]) -> dict[str, 
 
 
 def named(span: str | Selector) -> Selector:
-    """The selector that a name, or a selector itself, stands for."""
-    return NAMED[span] if isinstance(span, str) and span in NAMED else selector(span)
+    """The selector that a name, or a selector itself, stands for.
+
+    Raises BadEdit for one that looks at the model: two runs would look at different tokens.
+    """
+    found = NAMED[span] if isinstance(span, str) and span in NAMED else selector(span)
+    if found.reads or found.watches(0):
+        raise BadEdit(
+            f"{found!r} is known while the model runs, and may mean other tokens in each run that is "
+            f"compared; name positions that the prompt knows: a span, positions, boxes"
+        )
+    return found
 
 
 def needs_boxes(selectors: Sequence[Selector]) -> bool:

@@ -2,7 +2,8 @@
 
 What a head, an MLP or an embedding adds to the residual stream stays in it up to the last layer, multiplied
 by the factors that a family puts behind its layers. So the last stream is a sum of parts, and the final norm,
-its statistic frozen, is linear in them.
+its statistic frozen, is linear in them. That the model goes on from it in no other way is checked in the run:
+an edit of the final norm or of the logits stands between the two.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from torch import Tensor, nn
 from seeing.families import FamilyContractError
 from seeing.names import expand
 from seeing.prompt import Prompt
-from seeing.unembedding import plain
+from seeing.proof import TOLERANCE
+from seeing.unembedding import Unembedding, plain
 from seeing.vlm import VLM
 
 
@@ -44,16 +46,18 @@ class Stream:
 
     @classmethod
     def of(cls, vlm: VLM, prompt: Prompt) -> Stream:
-        """Read in one pass; of every name the one position only is kept.
+        """Read in one pass of the prompt as it is shown; of every name the one position only is kept.
 
-        Raises `UnknownName` for a model whose final norm is not known.
+        Raises `UnknownName` for a model whose final norm is not known, `FamilyContractError` where the model
+        does not go on from the stream by its final norm and unembedding.
         """
         n_layers, layers = vlm.cfg.n_layers, range(vlm.cfg.n_layers)
         apart = [layer for layer in layers if f"text.{layer}.attn.result" in vlm.sites]
         names = [f"text.{layer}.{site}" for layer in layers for site in ("resid_pre", "attn_out", "mlp_out")]
         names += [f"text.{layer}.attn.z" for layer in apart]
-        names += [f"text.{n_layers - 1}.resid_post", "text.norm"]
-        read = _read(vlm, prompt, expand(names, list(vlm.sites), vlm.sites.absent))
+        names += [f"text.{n_layers - 1}.resid_post", "text.norm", "logits"]
+        read = _read(vlm, vlm.shown(prompt), expand(names, list(vlm.sites), vlm.sites.absent))
+        _hold(vlm, read[f"text.{n_layers - 1}.resid_post"], read["logits"])
         # The layers of a model may lie on several devices; what is left of them is small.
         end = read["text.norm"].device
 
@@ -85,13 +89,29 @@ class Stream:
 
 def _read(vlm: VLM, prompt: Prompt, names: Sequence[str]) -> dict[str, Tensor]:
     """Values at the row that predicts the answer's first token, one pass."""
-    column, values = int(prompt.spans["predicts"][0, 0]), {}
-    with torch.no_grad(), vlm.trace(prompt) as tracer:
+    # Counted from the end: of the logits only the last rows may be made.
+    column, values, settings = -prompt.n_given - 1, {}, {}
+    if vlm._module._supports_logits_to_keep():
+        settings["logits_to_keep"] = torch.arange(column, 0, device=vlm.device)
+    with torch.no_grad(), vlm.trace(prompt, **settings):
         for name in names:
             # A copy: what is served is live, and the whole of it need not be kept.
             values[name] = vlm.sites[name].read()[:, column].clone()
-        tracer.stop()
     return values
+
+
+def _hold(vlm: VLM, last: Float[Tensor, "batch d_model"], logits: Float[Tensor, "batch d_vocab"]) -> None:
+    """The logits of the run are those of its last stream: nothing stands between the two."""
+    with torch.no_grad():
+        found = Unembedding.of(vlm.family, vlm._module)(last).to(logits).float()
+    gap, size = float((found - logits.float()).abs().max()), float(logits.float().abs().max())
+    if not gap <= TOLERANCE.get(vlm._module.dtype, 3e-2) * max(size, 1e-12):
+        edits = "" if vlm.edits is None else f"; the model runs under {vlm.edits!r:.200}"
+        raise FamilyContractError(
+            f"{vlm.family.name}: the last stream, put through the final norm and the unembedding, is off by "
+            f"{gap:.3g} from the logits of the run (largest {size:.3g}){edits}. What acts between the stream "
+            f"and the logits is the part of no head and no layer, so the logits can't be taken apart"
+        )
 
 
 def _heads(

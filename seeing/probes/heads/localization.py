@@ -121,7 +121,8 @@ def judge(
     scores = rows.double().numpy()
     flat = scores.reshape(-1, scores.shape[-1])
     read = ~np.isnan(flat).any(1)
-    sums = np.where(read, flat.sum(1), np.nan)
+    # In steps of 1e-6: where all keys are the picture, all sums are 1, within rounding.
+    sums = np.where(read, flat.sum(1).round(6), np.nan)
     looks = read & (sums >= (elbow(sums[read]) if read.any() else np.inf))
     maps = grid.as_grid(flat, grid.overview, unplaced=np.nan)
     lowest = np.full(len(flat), np.nan)
@@ -149,14 +150,14 @@ def judge(
 def elbow(values: Float[np.ndarray, " value"]) -> float:
     """The value at the elbow of the sorted values: the one farthest from the chord of the first and last.
 
-    Of a straight line it is the smallest value.
+    Of a straight line, and of values that differ by 1e-5 of their size at most, it is the smallest value.
     """
     if not len(values):
         raise ValueError("no values, so they have no elbow")
     ordered = np.sort(values)
     # The distance to a chord goes with the difference in height, so no axis needs a scale.
     away = np.abs(ordered - np.linspace(ordered[0], ordered[-1], len(ordered)))
-    if away.max() <= 1e-9 * max(abs(ordered[0]), abs(ordered[-1])):
+    if away.max() <= 1e-5 * max(abs(ordered[0]), abs(ordered[-1])):
         return float(ordered[0])
     return float(ordered[away.argmax()])
 

@@ -165,7 +165,8 @@ class Sinks:
         tau: above how much × rms.
         counts: (layer, segment) how many a sample has, mean; segments as in `SEGMENTS`.
         mass: (layer, head, kind) weight on sinks; kinds are image and text.
-        control: (layer, head, kind) weight on as many other tokens of that kind, in expectation.
+        control: (layer, head, kind) weight on as many other tokens of that kind, in expectation: of those
+            that the row is shown, neither behind it nor before its window.
         tokens: each sample's sinks.
         n: samples counted.
         left_out: the others, with the reason.
@@ -292,11 +293,12 @@ def _drawn(
     reading: Reading, row: int, kind: str
 ) -> tuple[Float[Tensor, "layer head"], Float[Tensor, "layer head"]]:
     """What the last row gives to sinks of a kind, and to as many others of the kind in expectation."""
-    prompt = reading.prompt
+    prompt, weights = reading.prompt, reading.rows[row, :, :, -1].double()
     image = prompt.spans.mask("image")[row]
-    there = prompt.inputs["attention_mask"][row].bool().cpu()
-    there = there & (image if kind == "image" else ~image)
-    weights = reading.rows[row, :, :, -1].double()
+    there = prompt.inputs["attention_mask"][row].bool().cpu() & (image if kind == "image" else ~image)
+    # Tokens of an answer stand behind the row, others before its window: it is not shown them.
+    shown = torch.arange(prompt.length) <= reading.asked.positions[row, -1]
+    there = there & shown & (~reading.windowed[:, None] | (weights > 0).any(1))
     on, off = (mask.double() for mask in (reading.sinks[row] & there, ~reading.sinks[row] & there))
     mass = torch.einsum("lhk,lk->lh", weights, on)
     each = torch.einsum("lhk,lk->lh", weights, off) / off.sum(1)[:, None]
