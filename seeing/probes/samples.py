@@ -12,10 +12,13 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, Literal, NamedTuple
 
+from jaxtyping import Int
+from torch import Tensor
+
 from seeing.data.samples import EvidenceSample
 from seeing.probes.progress import Progress, Shown, total_of
 from seeing.prompt import BadPrompt, Prompt, Template
-from seeing.vlm import VLM
+from seeing.vlm import VLM, Answer
 
 #: What a sample says, under these names, whatever type it is.
 FIELDS = ("image", "question", "answers", "boxes")
@@ -77,7 +80,8 @@ def batches(
         samples: samples, or anything with ``image``, ``question``, ``answers`` and ``boxes`` (and ``id``,
             ``meta``); one, or an iterable that is gone through once.
         boxes: leave out samples without evidence boxes.
-        answers: "given" puts each sample's first answer behind its prompt, "own" the model's own.
+        answers: "given" puts each sample's first answer behind its prompt, "own" the model's own, both
+            without the token that ends a sequence.
 
     Raises ValueError for a batch size below 1, TypeError for something that holds no samples.
     """
@@ -160,10 +164,21 @@ def _prompt(vlm: VLM, samples: list[EvidenceSample], template: Template | None, 
     check_context(vlm, prompt)
     if answers is None:
         return prompt
-    said = vlm.answer(prompt) if answers == "own" else [sample.answers[0] for sample in samples]
+    if answers == "own":
+        said = [_unended(vlm, answer) for answer in vlm.answer(prompt)]
+    else:
+        said = [sample.answers[0] for sample in samples]
     forced = prompt.with_answer(said)
     check_context(vlm, forced)
     return forced
+
+
+def _unended(vlm: VLM, answer: Answer) -> Int[Tensor, " token"]:
+    """The tokens of what was said, without the mark of its end: a given answer has none either."""
+    stops = vlm._module.generation_config.eos_token_id
+    stops = {stops} if isinstance(stops, int) else set(stops or ())
+    ids = answer.ids
+    return ids[:-1] if len(ids) > 1 and int(ids[-1]) in stops else ids
 
 
 def check_context(vlm: VLM, prompt: Prompt) -> None:

@@ -75,7 +75,7 @@ class Allocation:
         columns = {"mass": self.mass.flatten().numpy(), "rapt": self.rapt.flatten().numpy()}
         return pd.DataFrame(columns, index=index).reset_index()
 
-    def figure(self, dark: bool = False, segments: Iterable[str] | None = None) -> go.Figure:
+    def figure(self, *, segments: Iterable[str] | None = None, dark: bool = False) -> go.Figure:
         """RAPT by depth, the mean over the batch (and over its query rows)."""
         drawn = [name for name in DRAWN if name in self.segments] if segments is None else list(segments)
         places = [_place(self.segments, name) for name in drawn]

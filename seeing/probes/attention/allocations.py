@@ -78,7 +78,7 @@ class MeanAllocation:
             frames.append(pd.DataFrame(columns, index=index).reset_index())
         return pd.concat(frames, ignore_index=True)
 
-    def figure(self, dark: bool = False, segments: Iterable[str] | None = None) -> go.Figure:
+    def figure(self, *, segments: Iterable[str] | None = None, dark: bool = False) -> go.Figure:
         """RAPT by depth with 95 % intervals; correct answers solid, wrong dashed, where they are parted."""
         named = ("image", "question", "answer", "evidence", "non-evidence") if segments is None else segments
         drawn = [name for name in named if segments is not None or name in self.segments]

@@ -121,7 +121,7 @@ class Evidence:
         return pd.concat(frames, names=["group"]).reset_index("group").reset_index(drop=True)
 
     def figure(
-        self, dark: bool = False, *, metric: str = "auroc", chosen: Iterable[int] = (), heads: bool = False
+        self, metric: str = "auroc", *, chosen: Iterable[int] = (), heads: bool = False, dark: bool = False
     ) -> go.Figure:
         """A metric by depth with 95 % intervals; correct answers solid, wrong dashed, where they are parted.
 
@@ -130,6 +130,8 @@ class Evidence:
             chosen: layers to mark.
             heads: the map of layers × heads of all samples instead.
         """
+        if metric not in _SHOWN:
+            raise KeyError(f"no metric {metric!r}; there are {', '.join(_SHOWN)}")
         name, units, chance = _SHOWN[metric]
         if heads:
             return figures.layer_head_map(
