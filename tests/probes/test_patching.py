@@ -337,3 +337,13 @@ def test_own_answers_are_those_that_the_model_gives(random, crowded):
     torch.testing.assert_close(own.change, expected.change, atol=1e-4, rtol=1e-3)
     given = patching(random, crowded[:3], repainted, **SETTINGS)
     assert (own.change - given.change).abs().max() > 1e-2
+
+
+def test_numbers_from_the_start_of_padded_rows_are_refused(random, crowded):
+    longer = dataclasses.replace(crowded[1], question=crowded[1].question + " " + crowded[1].question)
+    asked = [crowded[0], longer]
+    for spans in ([E.Positions(((40,),))], [E.Positions(((40,),)) | "last"]):
+        with pytest.raises(BadEdit, match="batch_size=1"):
+            patching(random, asked, E.Noise(sigma=0.5), spans=spans, layers=0, batch_size=2)
+        assert patching(random, asked, E.Noise(sigma=0.5), spans=spans, layers=0, batch_size=1).n == 2
+    assert patching(random, asked, E.Noise(sigma=0.5), spans=[E.Positions(((-1,),))], layers=0).n == 2

@@ -13,7 +13,7 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from seeing.edits.moment import BadEdit, Moment
-from seeing.edits.select import Selector, Span, selector
+from seeing.edits.select import Positions, Selector, Span, selector
 from seeing.edits.source import PADDING, span_labels
 from seeing.prompt import Prompt
 
@@ -57,6 +57,13 @@ def of_picture(one: Selector) -> bool:
     return _holds(one, ("image", "evidence"))
 
 
+def _from_the_start(one: Selector) -> bool:
+    """Whether positions by number are among those chosen, counted from the start."""
+    if isinstance(one, Positions):
+        return one.length is None and any(number >= 0 for row in one.rows for number in row)
+    return any(_from_the_start(part) for part in one.parts)
+
+
 def _holds(one: Selector, names: Sequence[str]) -> bool:
     if isinstance(one, Span):
         return one.name.partition(":")[0] in names
@@ -70,7 +77,19 @@ def mask_of(prompt: Prompt, one: Selector) -> Bool[Tensor, "batch pos"]:
 
 
 def lacking(prompt: Prompt, selectors: Sequence[Selector]) -> list[str | None]:
-    """Row by row, why one of the positions can't be had; None where all are there."""
+    """Row by row, why one of the positions can't be had; None where all are there.
+
+    Raises BadEdit for numbers that count from the start of a row where rows are padded: in another batch they
+    would be other tokens.
+    """
+    mask = prompt.inputs.get("attention_mask")
+    if mask is not None and not mask[:, : prompt.n_asked].all():
+        for one in selectors:
+            if _from_the_start(one):
+                raise BadEdit(
+                    f"{one!r} counts from the start of padded rows; name a span, count from the end (-1, -2) "
+                    f"or give samples one at a time, batch_size=1"
+                )
     return [_lacks(prompt.take([row]), selectors) for row in range(len(prompt))]
 
 
