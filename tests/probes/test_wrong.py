@@ -237,6 +237,26 @@ def test_a_turn_that_the_model_does_not_take_is_left_out(model, samples):
     assert "violin" in found.left_out[0].reason
 
 
+def test_one_picture_stands_for_itself_and_what_is_no_company_is_left_out(model, samples):
+    one, two = samples[0], unmarked(samples[1])
+
+    def among(name, **meta):
+        return replace(one, id=name, meta={**one.meta, **meta})
+
+    good = [among("picture", images=two), among("list", images=[two]), among("none", images=None, turns=None)]
+    bad = [among("text", turns=["ab"]), among("string", turns="ab"), among("number", images=3)]
+    bad.append(among("once", images=iter([two])))
+    found = probes.wrong_attention(model.vlm, [*good, *bad, samples[2]], layers=[1])
+    assert found.ids == ("picture", "list", "none", samples[2].id)
+    assert found.pictures.tolist() == [2, 2, 1, 1]
+    assert found.auroc[0] == pytest.approx(float(found.auroc[1]), abs=1e-6)
+    reasons = dict(found.left_out)
+    assert "got 'ab'" in reasons["text"]
+    assert "pairs (question, answer)" in reasons["string"]
+    assert "got int" in reasons["number"]
+    assert "got list_iterator" in reasons["once"]
+
+
 def test_among_puts_each_sample_before_those_that_follow(samples):
     found = list(probes.among(iter(samples), 3))
     assert [sample.id for sample in found] == [sample.id for sample in samples]
@@ -285,6 +305,19 @@ def test_what_does_not_fit_is_refused_before_anything_runs(model, samples, train
         probes.wrong_attention(vlm, samples, {"f": lambda vlm, prompt: ["7"]}, [1])
     with pytest.raises(ValueError, match="parted by"):
         probes.wrong_attention(vlm, samples[:1], layers=[1]).groups("colour")
+
+
+def test_numbers_that_are_none_and_methods_that_say_nothing_are_told(model, samples, unchecked):
+    for times in (1.5, (1, 2.5), "2", True):
+        with pytest.raises(ValueError, match="once or more"):
+            probes.wrong_attention(model.vlm, samples, layers=[1], times=times)
+    for threshold in (math.nan, "0.5", None):
+        with pytest.raises(ValueError, match="a threshold is an AUROC"):
+            probes.wrong_attention(model.vlm, samples, layers=[1], threshold=threshold)
+    with pytest.raises(ValueError, match="'silent' gave None for 2 prompt"):
+        probes.wrong_attention(model.vlm, samples[:2], {"silent": lambda vlm, prompt: None}, [1])
+    once = probes.wrong_attention(model.vlm, samples[:1], methods.Base(), [1], times=np.int64(1))
+    assert [arm.times for arm in once.arms] == [1, 1]
 
 
 # ---- figure ------------------------------------------------------------------------------------------------

@@ -9,10 +9,11 @@ edit that reads and boosts attention in one pass boosts the same place again, by
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
+from seeing.edits.layers import whole
 from seeing.prompt import Prompt
 from seeing.vlm import VLM, Answer, Edits
 
@@ -98,8 +99,9 @@ def named(methods: Any, times: Sequence[int]) -> dict[str, Method]:
 
 def how_often(times: int | Sequence[int]) -> tuple[int, ...]:
     """Numbers of applications, ascending. Raises ValueError for none, and for one below 1."""
-    found = (times,) if isinstance(times, int) else tuple(times)
-    if not found or not all(isinstance(one, int) and one >= 1 for one in found):
+    several = isinstance(times, Iterable) and not isinstance(times, str)
+    found = tuple(map(whole, times if several else [times]))
+    if not found or not all(one is not None and one >= 1 for one in found):
         raise ValueError(f"a method is applied once or more: times=2, or (1, 2, 3); got {times!r}")
     return tuple(sorted(set(found)))
 
@@ -109,7 +111,8 @@ def _shows(method: Any) -> bool:
 
 
 def _texts(name: str, said: Any, prompt: Prompt) -> tuple[str, ...]:
-    found = (said,) if isinstance(said, str) else tuple(said)
+    several = isinstance(said, Iterable) and not isinstance(said, str)
+    found = tuple(said) if several else (said,)
     if len(found) != len(prompt) or not all(isinstance(one, str) for one in found):
         raise ValueError(
             f"the method {name!r} gave {said!r:.200} for {len(prompt)} prompt(s); expected a text for each"

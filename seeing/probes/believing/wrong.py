@@ -27,11 +27,11 @@ from torch import Tensor
 
 from seeing.data.samples import EvidenceSample
 from seeing.edits import BadEdit
-from seeing.edits.layers import attention_layers
+from seeing.edits.layers import attention_layers, number
 from seeing.figures.groups import accuracy_by_group
 from seeing.metrics import auroc, exact_match
 from seeing.probes.attention.locality import Look, text_looks
-from seeing.probes.believing.companions import in_company, n_pictures, n_turns
+from seeing.probes.believing.companions import in_company, pictures_of, turns_of
 from seeing.probes.believing.trials import BASE, Method, Trial, how_often, named, trials
 from seeing.probes.profiles.published import published
 from seeing.probes.progress import Progress
@@ -251,9 +251,12 @@ def wrong_attention(
         threshold: the AUROC below which attention is wrong.
         template, batch_size, progress: as in every probe.
 
-    Raises ValueError where nothing could be counted, for a model without a published profile when no layers
-    are given, and for a method that only answers when it is to be applied more than once.
+    Raises ValueError where nothing could be counted, for a threshold that is no number, for a model without a
+    published profile when no layers are given, and for a method that only answers when it is to be applied
+    more than once.
     """
+    if number(threshold) is None:
+        raise ValueError(f"a threshold is an AUROC, a number such as 0.5; got {threshold!r}")
     often = how_often(times)
     tried = named(methods, often)
     chosen = published(vlm) if layers is None else layers
@@ -304,7 +307,8 @@ class _Told:
         for row in kept:
             sample = batch.samples[row]
             self.ledger.count(sample)
-            self.company.append((seen[row].first_share, n_pictures(sample), n_turns(sample)))
+            company = 1 + len(pictures_of(sample)), len(turns_of(sample))
+            self.company.append((seen[row].first_share, *company))
         answers = self.vlm.answer(batch.prompt)
         self._note(BASE, Trial(1, tuple(map(str, answers)), None, None), batch, kept, seen)
         for name, method in self.methods.items():
