@@ -16,6 +16,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from seeing.data.samples import EvidenceSample
+from seeing.edits.layers import whole
 from seeing.probes.progress import Progress, Shown, total_of
 from seeing.prompt import BadPrompt, Prompt, Template
 from seeing.vlm import VLM, Answer
@@ -85,8 +86,10 @@ def batches(
 
     Raises ValueError for a batch size below 1, TypeError for something that holds no samples.
     """
-    if batch_size < 1:
-        raise ValueError(f"a batch holds at least one sample, got batch_size={batch_size}")
+    if whole(batch_size) is None or batch_size < 1:
+        raise ValueError(
+            f"a batch holds a whole number of samples, one at least; got batch_size={batch_size}"
+        )
     if answers not in (None, "given", "own"):
         raise ValueError(f"answers are None, 'given' or 'own', got {answers!r}")
     given = iterable(samples)

@@ -39,7 +39,7 @@ from torch import Tensor
 
 from seeing.data.samples import EvidenceSample
 from seeing.edits import Knockout, Positions, Span
-from seeing.edits.layers import attention_layers, check_heads, head_table, layers_said
+from seeing.edits.layers import attention_layers, check_heads, head_table, layers_said, whole
 from seeing.edits.seen import mean_rows
 from seeing.figures.belief import belief_scatter
 from seeing.metrics import auroc, exact_match, pointing
@@ -198,8 +198,8 @@ def belief(
     Raises ValueError when no sample could be counted, for draws below 1, for layers and heads both; `BadEdit`
     for a layer or head that does not exist.
     """
-    if draws < 1:
-        raise ValueError(f"a control takes one draw at least, got draws={draws}")
+    if whole(draws) is None or draws < 1:
+        raise ValueError(f"a control takes a whole number of draws, one at least; got draws={draws!r}")
     if not isinstance(queries, str):
         raise ValueError(f"rows of many samples are said by a name, 'last' or a span's; got {queries!r:.100}")
     if answers not in ("own", "given"):
