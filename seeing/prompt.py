@@ -164,7 +164,8 @@ class Prompt:
             raise BadPrompt(f"{len(self)} prompt(s) take as many answers, got {len(given)}")
         maker = self._making
         ids = tuple(maker.answer(turn, answer) for turn, answer in zip(self.turns, given))
-        return maker.forced(maker.prompt(self.turns) if self.answers else self, ids)
+        bare = replace(maker.prompt(self.turns), prepared=self.prepared) if self.answers else self
+        return maker.forced(bare, ids)
 
     def with_images(self, edit: Callable[[int, Image.Image], Image.Image]) -> Prompt:
         """The same prompt with each row's first picture replaced by ``edit(row, picture)``."""
@@ -209,11 +210,13 @@ class Prompt:
     def row(self, index: int) -> Prompt:
         """Row ``index`` as a prompt of its own, without padding."""
         alone = replace(self._making, batched=False).prompt((self.turns[index],))
+        alone = replace(alone, prepared=self.prepared)
         return alone.with_answer(self.answers[index]) if self.answers else alone
 
     def only(self, rows: Sequence[int]) -> Prompt:
         """The rows of these numbers as a batch of their own, padded anew."""
         some = self._making.prompt(tuple(self.turns[row] for row in rows))
+        some = replace(some, prepared=self.prepared)
         return some.with_answer([self.answers[row] for row in rows]) if self.answers else some
 
     @property

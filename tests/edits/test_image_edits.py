@@ -396,3 +396,13 @@ def test_evidence_of_a_row_without_boxes_is_refused(case, edit):
     bare = batch.with_turns(lambda row, turn: replace(turn, boxes=()) if row == 1 else turn)
     with pytest.raises(BadPrompt, match=rf"row 1 of the prompt \('{LONGER[:9]}.* has no evidence boxes"):
         case.logits(bare, edit)
+
+
+def test_a_prompt_as_it_is_shown_is_not_edited_again(trained, mixed):
+    edited = trained.with_edits(E.Noise(sigma=0.7))
+    prompt = trained.prompts(mixed[:2]).with_answer(["7", "7"])
+    expected, shown = edited.score(prompt).logprob, edited.shown(prompt)
+    torch.testing.assert_close(edited.score(shown).logprob, expected)
+    torch.testing.assert_close(edited.score(shown.with_answer(["7", "7"])).logprob, expected)
+    torch.testing.assert_close(edited.score(shown.only([0, 1])).logprob, expected)
+    torch.testing.assert_close(edited.score(shown.row(0)).logprob, expected[:1], rtol=0, atol=1e-4)
