@@ -1,0 +1,49 @@
+"""The command ``seeing``: one file a command.
+
+A user's mistake (a missing file, an unknown model, a word that the model does not know) is one clear
+line on stderr and exit code 2. Anything else that goes wrong is a bug and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import typer
+
+from seeing.cli.ask import ask
+from seeing.cli.demo import demo
+from seeing.cli.models import models
+from seeing.cli.terminal import UserError, fail
+
+app = typer.Typer(
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    help="Did the model see the evidence, and did its answer use what it saw?",
+)
+app.command(epilog="Example: [bold]seeing models gemma3[/bold]")(models)
+app.command(epilog="Example: [bold]seeing demo --limit 64 --out demo[/bold]")(demo)
+app.command(epilog='Example: [bold]seeing ask photo.jpg "what digit is on the blue circle ?"[/bold]')(ask)
+
+#: What typer raises for a wrong command line: the class above the one that it names in public.
+USAGE_ERROR = typer.BadParameter.__mro__[1]
+#: The exit code after Ctrl-C, which typer hands back as if the command had returned it.
+STOPPED = 130
+
+
+def main() -> None:
+    """The entry point: runs the command, and turns a user's mistake into one line and exit code 2."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if len(sys.argv) == 1:
+        sys.argv.append("--help")
+    try:
+        if app(standalone_mode=False) == STOPPED:
+            raise KeyboardInterrupt
+    except UserError as error:
+        fail(str(error))
+    except USAGE_ERROR as error:
+        fail(error.format_message())
+    except (typer.Abort, KeyboardInterrupt):
+        typer.echo("stopped", err=True)
+        sys.exit(STOPPED)

@@ -1,0 +1,5 @@
+"""``python -m seeing.cli``."""
+
+from seeing.cli import main
+
+main()
