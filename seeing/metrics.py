@@ -1,4 +1,4 @@
-"""How well do scores find the evidence, and is the answer right?
+"""How well do scores find the evidence?
 
 Every ranking metric takes all layers and heads of a model in one call: scores of shape (*batch, token),
 labels (token,) for all of them, or one row of labels for each batch entry (any shape that broadcasts). All of
@@ -13,10 +13,6 @@ float64.
 
 from __future__ import annotations
 
-import re
-import string
-from collections import Counter
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -27,9 +23,6 @@ from torch import Tensor
 Scores = Float[Tensor, "*batch token"]
 Labels = Bool[Tensor, "*#batch token"]
 Metric = Float[Tensor, "*batch"]
-
-
-# ---- do the scores find the evidence? ----------------------------------------------------------------------
 
 
 class Locality(NamedTuple):
@@ -219,47 +212,3 @@ def _check(scores: Tensor) -> Tensor:
         )
     scores = scores.detach()
     return scores.float() if scores.dtype in (torch.float16, torch.bfloat16) else scores
-
-
-# ---- is the answer right? ----------------------------------------------------------------------------------
-
-
-def normalize_answer(text: str) -> str:
-    """SQuAD's normalization (Rajpurkar et al. 2016, arXiv 1606.05250): lower case, no ASCII punctuation, no
-    articles (a, an, the), single spaces.
-
-    It is made for English phrases: "3.5" becomes "35", and the choice "A" becomes "".
-    """
-    text = "".join(letter for letter in text.lower() if letter not in string.punctuation)
-    return " ".join(re.sub(r"\b(a|an|the)\b", " ", text).split())
-
-
-def exact_match(prediction: str, answers: str | Sequence[str]) -> float:
-    """1.0 when the normalized prediction equals one of the normalized answers, else 0.0."""
-    prediction = normalize_answer(prediction)
-    return float(any(prediction == normalize_answer(answer) for answer in _answers(answers)))
-
-
-def token_f1(prediction: str, answers: str | Sequence[str]) -> float:
-    """SQuAD's F1 over the words of the normalized texts, the best over the answers, in [0, 1].
-
-    Words count as often as they occur. Two texts without words are equal (1.0); one without words scores 0.0.
-    """
-    return max(
-        _f1(normalize_answer(prediction).split(), normalize_answer(answer).split())
-        for answer in _answers(answers)
-    )
-
-
-def _f1(prediction: list[str], answer: list[str]) -> float:
-    if not prediction or not answer:
-        return float(prediction == answer)
-    common = (Counter(prediction) & Counter(answer)).total()
-    return 2 * common / (len(prediction) + len(answer))
-
-
-def _answers(answers: str | Sequence[str]) -> Sequence[str]:
-    answers = [answers] if isinstance(answers, str) else answers
-    if not len(answers):
-        raise ValueError("found no answers: a sample without answers has no score, leave it out")
-    return answers

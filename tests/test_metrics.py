@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score, ndcg_score, roc_auc_score
 
 from seeing import metrics
-from seeing.metrics import exact_match, normalize_answer, token_f1
 
 RANKING = {
     "auroc": roc_auc_score,
@@ -148,47 +147,3 @@ def test_negative_scores_rank_but_are_no_attention():
     for name in ("mass", "density_ratio", "locality"):
         with pytest.raises(ValueError, match="found -3"):
             getattr(metrics, name)(scores, labels)
-
-
-# ---- answers -----------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("text", "normal"),
-    [
-        ("  The  Cat,\nsat. ", "cat sat"),
-        ("An apple a day", "apple day"),
-        ("theatre", "theatre"),  # an article is a word of its own
-        ("U.S.A.", "usa"),
-        ("$1,000.50", "100050"),
-        ("A", ""),
-        ("Éa", "éa"),
-        ("", ""),
-    ],
-)
-def test_normalization_is_squad_s(text, normal):
-    assert normalize_answer(text) == normal
-
-
-def test_exact_match():
-    assert exact_match("The red square.", ["blue", "Red Square"]) == 1.0
-    assert exact_match("red square", "Red square!") == 1.0  # one answer may stand alone
-    assert exact_match("red", ["red square"]) == 0.0
-    assert exact_match("r", "red") == 0.0  # a text is one answer, not a list of letters
-    assert exact_match("", ["3"]) == 0.0
-
-
-def test_token_f1_by_hand():
-    assert token_f1("the cat sat", ["a cat"]) == pytest.approx(2 / 3)  # precision 1/2, recall 1
-    assert token_f1("cat cat cat", ["cat cat dog"]) == pytest.approx(2 / 3)  # words count each time
-    assert token_f1("cat", ["dog", "Cat!"]) == 1.0
-    assert token_f1("cat", ["dog"]) == 0.0
-    assert token_f1("the", ["a"]) == 1.0  # nothing is left of either
-    assert token_f1("the", ["cat"]) == 0.0
-    assert token_f1("one two three four", "one two") == pytest.approx(2 * (2 / 4) * 1 / (2 / 4 + 1))
-
-
-def test_no_answers_is_an_error():
-    for score in (exact_match, token_f1):
-        with pytest.raises(ValueError, match="no answers"):
-            score("cat", [])

@@ -15,11 +15,12 @@ import pandas as pd
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from seeing.correctness import exact_match
 from seeing.data.samples import EvidenceSample
 from seeing.edits.seen import mean_rows
 from seeing.maps import Window, window_tokens
 from seeing.methods.method import HeadTable, Method, grids_of, own_windows
-from seeing.metrics import auroc, exact_match
+from seeing.metrics import auroc
 from seeing.probes.attention.allocation import allocate
 from seeing.probes.reading import Progress, Reading, batched, read_rows
 from seeing.prompt import Prompt

@@ -11,8 +11,8 @@ from typing import Literal
 
 import torch
 
+from seeing.correctness import exact_match
 from seeing.data.samples import EvidenceSample
-from seeing.metrics import exact_match
 from seeing.probes.progress import Progress
 from seeing.probes.samples import Batch, Ledger, batches
 from seeing.prompt import Prompt, Template

@@ -37,12 +37,13 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from seeing.correctness import exact_match
 from seeing.data.samples import EvidenceSample
 from seeing.edits import Knockout, Positions, Span
 from seeing.edits.layers import attention_layers, check_heads, head_table, layers_said, whole
 from seeing.edits.seen import mean_rows
 from seeing.figures.belief import belief_scatter
-from seeing.metrics import auroc, exact_match, pointing
+from seeing.metrics import auroc, pointing
 from seeing.probes.believing.elsewhere import NoRoom, elsewhere, generator
 from seeing.probes.profiles.published import PROFILES, published
 from seeing.probes.progress import Progress

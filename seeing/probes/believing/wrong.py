@@ -25,11 +25,12 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from seeing.correctness import exact_match
 from seeing.data.samples import EvidenceSample
 from seeing.edits import BadEdit
 from seeing.edits.layers import attention_layers, number
 from seeing.figures.groups import accuracy_by_group
-from seeing.metrics import auroc, exact_match
+from seeing.metrics import auroc
 from seeing.probes.attention.locality import Look, text_looks
 from seeing.probes.believing.companions import in_company, pictures_of, turns_of
 from seeing.probes.believing.trials import BASE, Method, Trial, how_often, named, trials
