@@ -17,9 +17,9 @@ from seeing.edits.select import Selector, selector
 from seeing.probes.progress import Progress
 from seeing.prompt import BadPrompt, Prompt
 from seeing.queries import positions
-from seeing.vlm import VLM, Queries
+from seeing.vlm import VLM, Activations, Queries
 
-__all__ = ["Asked", "Progress", "Reading", "batched", "read_rows"]
+__all__ = ["Asked", "Progress", "Reading", "batched", "read_rows", "reading_of"]
 
 
 @dataclass(frozen=True)
@@ -141,6 +141,27 @@ def read_rows(
             tracer.stop()
         found, marks = looking.rows, looking.marks
 
+    return _of_layers(vlm, shown, asked, found, layers, marks if sinks is not None else None)
+
+
+def reading_of(vlm: VLM, values: Activations, layers: Iterable[int]) -> Reading:
+    """The rows of ``layers`` out of activations that hold their patterns at "last"."""
+    layers, kernels = list(layers), vlm.sites.kernels["text"]
+    found = {layer: values[f"text.{layer}.attn.pattern"].cpu() for layer in layers if layer in kernels}
+    return _of_layers(vlm, values.prompt, Asked.of(values.prompt), found, layers, None)
+
+
+def _of_layers(
+    vlm: VLM,
+    shown: Prompt,
+    asked: Asked,
+    found: dict[int, Tensor],
+    layers: list[int],
+    marks: dict[int, Tensor] | None,
+) -> Reading:
+    """The patterns of each layer side by side."""
+    kernels = vlm.sites.kernels["text"]
+
     def stacked(cross: bool) -> Tensor | None:
         own = {layer: rows for layer, rows in found.items() if kernels[layer].cross == cross}
         if not own:
@@ -153,7 +174,7 @@ def read_rows(
         shape = (*cross.shape[:-1], shown.length)
         rows = cross.new_full(shape, torch.nan)
     nowhere = torch.zeros(len(shown), shown.length, dtype=torch.bool)
-    sunk = torch.stack([marks.get(layer, nowhere) for layer in layers], 1) if sinks is not None else None
+    sunk = None if marks is None else torch.stack([marks.get(layer, nowhere) for layer in layers], 1)
     windowed = [layer in kernels and kernels[layer].windowed and not kernels[layer].cross for layer in layers]
     return Reading(shown, rows, asked, torch.tensor(windowed, dtype=torch.bool), cross, sunk)
 
