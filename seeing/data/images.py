@@ -7,6 +7,7 @@ place, and what can't be is refused with the reason, before anything runs.
 
 from __future__ import annotations
 
+import io
 import mimetypes
 import struct
 import warnings
@@ -17,7 +18,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 #: What `load_image` takes.
-ImageLike = Image.Image | np.ndarray | str | PathLike
+ImageLike = Image.Image | np.ndarray | str | PathLike | bytes
 
 #: Pixels. Above this a file is refused rather than decoded: a small file can claim any size.
 MAX_PIXELS = 100_000_000
@@ -34,11 +35,15 @@ class BadImage(ValueError):
     """A picture that can't be read or that no model could take."""
 
 
+class ImageTooLarge(BadImage):
+    """A picture of more pixels than are decoded."""
+
+
 def load_image(image: ImageLike) -> Image.Image:
     """``image`` as upright RGB.
 
-    Arrays are (height, width) or (height, width, 3 or 4), uint8, or floats in [0, 1]. Transparent
-    pixels are laid on white.
+    Arrays are (height, width) or (height, width, 3 or 4), uint8, or floats in [0, 1]; bytes are what a file
+    holds. Transparent pixels are laid on white.
 
     Raises:
         BadImage: a missing, broken, truncated or gigantic file; an array of another shape or range.
@@ -47,13 +52,15 @@ def load_image(image: ImageLike) -> Image.Image:
         opened = _from_array(image)
     elif isinstance(image, Image.Image):
         opened = image
+    elif isinstance(image, bytes):
+        opened = _opened(io.BytesIO(image), f"a picture of {len(image):,} bytes")
     elif isinstance(image, (str, PathLike)):
         opened = _from_file(Path(image))
     else:
         raise BadImage(f"an image is a path, a PIL image or an array, got {type(image).__name__}")
     width, height = opened.size
     if not 0 < width * height <= MAX_PIXELS:
-        raise BadImage(f"the image is {width}×{height}; expected between 1 and {MAX_PIXELS:,} pixels")
+        raise ImageTooLarge(f"the image is {width}×{height}; expected between 1 and {MAX_PIXELS:,} pixels")
     if opened.mode.startswith("I") or opened.mode == "F":
         raise BadImage(
             f"the image has mode {opened.mode!r} (more than 8 bits a channel); convert it to RGB first"
@@ -75,14 +82,20 @@ def _from_file(path: Path) -> Image.Image:
         raise BadImage(f"no such image file: {path!s:.80} ({error.strerror})") from error
     if path.is_dir():
         raise BadImage(f"{path} is a folder, expected an image file")
+    return _opened(path, str(path))
+
+
+def _opened(source: Path | io.BytesIO, name: str) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            return Image.open(path)
+            return Image.open(source)
     except UnidentifiedImageError as error:
-        raise BadImage(f"{path} is not an image that Pillow can read") from error
+        raise BadImage(f"{name} is not an image that Pillow can read") from error
+    except Image.DecompressionBombError as error:
+        raise ImageTooLarge(f"{name} can't be opened: {error}") from error
     except _BROKEN as error:
-        raise BadImage(f"{path} can't be opened: {error}") from error
+        raise BadImage(f"{name} can't be opened: {error}") from error
 
 
 def _from_array(array: np.ndarray) -> Image.Image:
