@@ -14,6 +14,7 @@ from seeing.methods.controls import (
 )
 from seeing.methods.crop import ViCrop, vicrop
 from seeing.methods.method import Base, Edited, Method
+from seeing.methods.named import Named, parse_methods
 from seeing.methods.published import (
     AdaptVis,
     adaptvis,
@@ -24,6 +25,7 @@ from seeing.methods.published import (
     vea_in_pass,
 )
 from seeing.methods.second_look import SecondLook
+from seeing.methods.settings import BadMethod
 from seeing.methods.vea import BoostInPass, Vea, WindowHighlight, vea
 from seeing.methods.vista import vista, vista_vectors
 from seeing.methods.visual_sinks import sink_dims, sink_sizes, var
@@ -31,10 +33,12 @@ from seeing.methods.visual_sinks import sink_dims, sink_sizes, var
 __all__ = [
     "AdaptVis",
     "Agla",
+    "BadMethod",
     "Base",
     "BoostInPass",
     "Edited",
     "Method",
+    "Named",
     "OracleHighlight",
     "RandomAttention",
     "RandomHighlight",
@@ -54,6 +58,7 @@ __all__ = [
     "oracle",
     "oracle_attention",
     "pai",
+    "parse_methods",
     "random_heads",
     "random_region",
     "scaling_vis",
