@@ -1,7 +1,8 @@
 """How sure are we? Intervals and tests for the few statistics that this toolkit reports.
 
-Accuracies get a Wilson interval, two methods on the same samples get McNemar's exact test and a paired
-interval of their difference, and means over samples get a bootstrap. Nothing here knows what was measured.
+Accuracies get a Wilson interval, two methods on the same samples get McNemar's exact test (graded scores: a
+permutation test) and a paired interval of their difference, and means over samples get a bootstrap. Many
+comparisons get Holm's correction. Nothing here knows what was measured.
 """
 
 from __future__ import annotations
@@ -169,6 +170,48 @@ def _percentiles(rows: np.ndarray, seed: int, level: float, resamples: int) -> n
         counts = np.bincount(draws.ravel(), minlength=size * n).reshape(size, n)
         means[start : start + size] = counts.astype(np.float64) @ rows.T / n
     return np.quantile(means, [(1 - level) / 2, (1 + level) / 2], axis=0)
+
+
+# All signs are tried up to so many differences (2¹⁴ of them); drawn beyond.
+EXACT_UP_TO = 14
+
+
+def permutation_p(base: Numbers, other: Numbers, seed: int = 0, draws: int = 20_000) -> float:
+    """Two-sided p of the mean difference of graded scores on the same samples, by permutation (Fisher 1935).
+
+    Under the null hypothesis each sample's two scores could as well have been swapped: p is the share of
+    swaps with a mean difference at least as large. Every swap is tried where few samples differ, else
+    `draws` of them; p is then at least 1 / (draws + 1). For 0/1 outcomes it is McNemar's exact test.
+    """
+    base, other = _pair(base, other)
+    differences = (other - base).round(12)
+    sizes, counts = np.unique(np.abs(differences[differences != 0]), return_counts=True)
+    differing = int(counts.sum())
+    if not differing:
+        return 1.0
+    least = abs(float(differences.sum())) * (1 - 1e-9)
+    if differing <= EXACT_UP_TO:
+        signs = np.indices((2,) * differing).reshape(differing, -1) * 2 - 1
+        return float((np.abs(np.repeat(sizes, counts) @ signs) >= least).mean())
+    # differences of one size are swapped together: how many of them are positive is binomial
+    positive = np.random.default_rng(seed).binomial(counts, 0.5, size=(draws, len(counts)))
+    sums = np.abs((2 * positive - counts) @ sizes)
+    return float((1 + (sums >= least).sum()) / (1 + draws))
+
+
+def holm(p: Numbers) -> Float[np.ndarray, " test"]:
+    """p values of several tests, adjusted by Holm's step-down correction (Holm 1979).
+
+    Those below a level are then false with a probability of at most that level for any of them. NaN, a test
+    that could not be made, stays NaN and does not count.
+    """
+    p = np.asarray(p, dtype=np.float64)
+    adjusted = np.full(p.shape, np.nan)
+    made = np.flatnonzero(~np.isnan(p))
+    order = made[np.argsort(p[made], kind="stable")]
+    stepped = p[order] * np.arange(len(order), 0, -1)
+    adjusted[order] = np.minimum(np.maximum.accumulate(stepped), 1.0)
+    return adjusted
 
 
 def _pair(base: Numbers, other: Numbers) -> tuple[np.ndarray, np.ndarray]:

@@ -1,13 +1,22 @@
 """Intervals and tests against published examples, exact enumeration, scipy and simulation."""
 
-from itertools import product
+from itertools import combinations, product
 
 import numpy as np
 import pytest
 import torch
 from scipy import stats as reference
 
-from seeing.stats import Interval, bootstrap_mean, mcnemar, paired_difference, wilson
+from seeing.stats import (
+    EXACT_UP_TO,
+    Interval,
+    bootstrap_mean,
+    holm,
+    mcnemar,
+    paired_difference,
+    permutation_p,
+    wilson,
+)
 
 
 def outcomes(both, only_base, only_other, neither):
@@ -188,3 +197,76 @@ def test_the_bootstrap_takes_tensors_and_refuses_nothing_to_resample():
         bootstrap_mean([1.0, float("inf")], seed=0)
     with pytest.raises(ValueError, match="confidence level"):
         bootstrap_mean([1.0], seed=0, level=1.0)
+
+
+# ---- permutation_p -----------------------------------------------------------------------------------------
+
+
+def swapped(base, other):
+    """p by swapping every subset of samples, as the null hypothesis has it."""
+    differences = np.subtract(other, base)
+    observed = abs(differences.sum())
+    subsets = [set(s) for k in range(len(base) + 1) for s in combinations(range(len(base)), k)]
+    sums = [abs(sum(-d if i in s else d for i, d in enumerate(differences))) for s in subsets]
+    return np.mean([total >= observed - 1e-9 for total in sums])
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_permutation_p_is_the_share_of_swaps_as_large(seed):
+    base, other = np.random.default_rng(seed).choice([0, 0.25, 0.4, 2 / 3, 1], size=(2, 10))
+    assert permutation_p(base, other) == pytest.approx(swapped(base, other))
+
+
+def test_permutation_p_of_outcomes_is_mcnemar_s():
+    small = outcomes(both=30, only_base=2, only_other=8, neither=5)
+    assert permutation_p(*small) == pytest.approx(mcnemar(*small).p)
+    many = outcomes(both=100, only_base=60, only_other=85, neither=20)
+    assert permutation_p(*many) == pytest.approx(mcnemar(*many).p, abs=0.005)
+
+
+def test_permutation_p_drawn_is_near_the_one_that_was_counted():
+    """Beyond the exact limit: one sample more, whose difference is too small to matter."""
+    rng = np.random.default_rng(1)
+    base, other = rng.random((2, EXACT_UP_TO))
+    exact = permutation_p(base, other)
+    drawn = permutation_p([*base, 0.0], [*other, 1e-10])
+    assert drawn != exact
+    assert drawn == pytest.approx(exact, abs=0.012)
+    assert permutation_p([*base, 0.0], [*other, 1e-10]) == drawn
+    assert permutation_p([*base, 0.0], [*other, 1e-10], seed=1) != drawn
+
+
+def test_permutation_p_at_the_ends():
+    assert permutation_p([0.3, 0.7], [0.3, 0.7]) == 1.0
+    assert permutation_p([0.1] * 5, [0.2] * 5) == pytest.approx(2 / 2**5)
+    assert permutation_p([0.1] * 60, [0.2] * 60) == pytest.approx(1 / 20_001)
+    with pytest.raises(ValueError, match="drop the pair"):
+        permutation_p([0.1, np.nan], [0.1, 0.2])
+
+
+def test_permutation_p_is_uniform_where_there_is_no_difference():
+    rng = np.random.default_rng(0)
+    found = [permutation_p(*rng.random((2, 12))) for _ in range(200)]
+    assert reference.kstest(found, "uniform").pvalue > 0.01
+
+
+# ---- holm --------------------------------------------------------------------------------------------------
+
+
+def test_holm_by_hand():
+    """Worked by hand: 4 × 0.005, 3 × 0.01, 2 × 0.03, 1 × 0.04 (but no less than the one before)."""
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.6, 0.7]) == pytest.approx([1.0, 1.0])
+    assert len(holm([])) == 0
+
+
+def test_holm_leaves_out_tests_that_were_not_made():
+    assert holm([0.01, np.nan, 0.04]) == pytest.approx([0.02, np.nan, 0.04], nan_ok=True)
+
+
+def test_holm_lies_between_no_correction_and_bonferroni_s():
+    p = np.random.default_rng(0).random(20) ** 3
+    adjusted = holm(p)
+    assert (adjusted >= p).all()
+    assert (adjusted <= np.minimum(20 * p, 1)).all()
+    assert (np.diff(adjusted[np.argsort(p)]) >= 0).all()

@@ -6,7 +6,8 @@ base after Holm's correction before it names one.
 
 import math
 
-from seeing.show.spell import interval, p_equals, percent, points, points_interval
+from seeing.spell import interval, p_equals, percent, points, points_interval
+from seeing.stats import holm
 from seeing.study.result import DemoResult, MethodRow, Rule
 
 LEVEL = 0.05
@@ -38,7 +39,8 @@ def _changed(result: DemoResult) -> str:
         return (
             "No method of this run acts on the region the model looked at: what emphasis changes stays open."
         )
-    sure = [row for row, kept in zip(rows, holm([row.p for row in rows]), strict=True) if kept]
+    adjusted = holm([row.p for row in rows])
+    sure = [row for row, p in zip(rows, adjusted, strict=True) if p < LEVEL]
     up = sorted((row for row in sure if row.delta > 0), key=lambda row: -row.delta)
     down = sorted((row for row in sure if row.delta < 0), key=lambda row: row.delta)
     if up:
@@ -85,16 +87,6 @@ def _control(result: DemoResult, best: MethodRow) -> str:
         f", where a random region through the same channel gives {points(control.delta)} "
         f"({p_equals(control.p)})" + (", no less than the model's own" if matched else "")
     )
-
-
-def holm(p: list[float], level: float = LEVEL) -> list[bool]:
-    """Which of several p values stay below the level under Holm's step-down correction."""
-    kept = [False] * len(p)
-    for rank, i in enumerate(sorted(range(len(p)), key=p.__getitem__)):
-        if p[i] >= level / (len(p) - rank):
-            break
-        kept[i] = True
-    return kept
 
 
 def rule_verdict(rule: Rule, row: MethodRow) -> str:

@@ -17,9 +17,9 @@ import plotly.graph_objects as go
 import plotly.offline
 from markupsafe import Markup
 
-from seeing import figures
+from seeing import figures, spell
 from seeing.figures import theme
-from seeing.show import gallery, reading, spell
+from seeing.show import gallery, reading
 from seeing.study.result import DemoResult, DepthCurve
 
 HERE = Path(__file__).parent

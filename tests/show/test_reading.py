@@ -5,8 +5,8 @@ from dataclasses import replace
 
 import pytest
 
-from seeing.show import spell
-from seeing.show.reading import holm, quadrants, reading, rule_verdict
+from seeing import spell
+from seeing.show.reading import quadrants, reading, rule_verdict
 from seeing.study.result import Rule
 
 
@@ -114,13 +114,6 @@ def test_no_method_on_the_own_region(result):
     table = tuple(oracle if row.method == "second-look" else row for row in table)
     _, said = reading(replace(result, table=table))
     assert said.startswith("No method of this run acts on the region the model looked at")
-
-
-def test_holm_steps_down_and_stops():
-    assert holm([0.01, 0.04, 0.03]) == [True, False, False]
-    assert holm([0.01, 0.02, 0.04]) == [True, True, True]
-    assert holm([0.2]) == [False]
-    assert holm([]) == []
 
 
 def test_the_rule_is_set_beside_what_happened(result):
