@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -145,10 +146,9 @@ def from_text(record: dict[str, Any], columns: Columns) -> dict[str, Any]:
         for name in columns.names[field]:
             cell = record.get(name)
             if isinstance(cell, str) and cell.lstrip().startswith("["):
-                try:
+                # An answer may begin with a bracket; boxes that stay text are refused by name.
+                with suppress(ValueError, RecursionError):
                     record[name] = json.loads(cell)
-                except (ValueError, RecursionError):
-                    pass  # an answer may begin with a bracket; boxes that stay text are refused by name
     return record
 
 

@@ -54,7 +54,9 @@ class Pictures:
         if value is None or value == "":
             raise Wrong("no picture", "the record names no picture")
         if not isinstance(value, (str, bytes, Image.Image)):
-            raise Wrong("no picture", f"the record's picture is {type(value).__name__}, expected a file's name")
+            raise Wrong(
+                "no picture", f"the record's picture is {type(value).__name__}, expected a file's name"
+            )
         try:
             return load_image(self.find(value, dataset) if isinstance(value, str) else value)
         except ImageTooLarge as error:
@@ -65,7 +67,9 @@ class Pictures:
     def find(self, name: str, dataset: Any = None) -> Path:
         """The file of that name. Raises Wrong when there is none, or the name leads out of the folders."""
         if "://" in name:
-            raise Wrong("missing picture", f"{name!r:.200} is an address; download it and give the file's name")
+            raise Wrong(
+                "missing picture", f"{name!r:.200} is an address; download it and give the file's name"
+            )
         inside = self._inside(name)
         below = [inside]
         if isinstance(dataset, str) and dataset and dataset == os.path.basename(dataset) and dataset != "..":

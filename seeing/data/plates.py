@@ -47,7 +47,8 @@ _TABLE = np.array([[PRIOR[colour, shape] for shape in SHAPES] for colour in COLO
 _PAIRS = _TABLE.size
 _ENTROPY = 20_251_017_771
 _TRAINING, _TESTING = 0, 1
-_CHUNK = 64
+CHUNK = 64
+"""Samples are drawn so many at a time, whole, so that one does not depend on how many are asked for."""
 IGNORE = -100
 """The label of a patch that a per-patch head is not asked about."""
 
@@ -126,14 +127,14 @@ def plates(split: str, n: int, seed: int = 0) -> list[EvidenceSample]:
         raise ValueError(f"asked for {n} samples of plates/{split}; expected 1 or more; raise n.")
     samples: list[EvidenceSample] = []
     while len(samples) < n:
-        chunk = len(samples) // _CHUNK
-        # Chunks are drawn whole, so that a sample does not depend on how many were asked for.
-        scenes, images = _draw(SPLITS[split], _CHUNK, split_stream(split, seed, chunk))
-        wanted = min(_CHUNK, n - len(samples))
-        samples += [
-            _sample(f"plates/{split}/{seed}/{chunk * _CHUNK + i}", scenes, images, i) for i in range(wanted)
-        ]
-    return samples
+        samples += chunk_of_plates(split, seed, len(samples) // CHUNK)
+    return samples[:n]
+
+
+def chunk_of_plates(split: str, seed: int, chunk: int) -> list[EvidenceSample]:
+    """Samples `CHUNK * chunk` and on of a split."""
+    scenes, images = _draw(SPLITS[split], CHUNK, split_stream(split, seed, chunk))
+    return [_sample(f"plates/{split}/{seed}/{chunk * CHUNK + i}", scenes, images, i) for i in range(CHUNK)]
 
 
 def training_batch(

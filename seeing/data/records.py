@@ -72,7 +72,9 @@ class Records(Dataset):
             record = self.light(self._within(i))
         except Wrong as wrong:
             return str(wrong)
-        said = {key: self.columns.of(record, key) for key in ("question", "answers", "boxes", "width", "height")}
+        said = {
+            key: self.columns.of(record, key) for key in ("question", "answers", "boxes", "width", "height")
+        }
         return {**said, "image": _named(self.columns.of(record, "image")), "format": self.columns.box_format}
 
     @cached_property

@@ -50,6 +50,12 @@ class EvidenceSample:
         object.__setattr__(self, "boxes", tuple(tuple(float(edge) for edge in box) for box in self.boxes))
         object.__setattr__(self, "meta", MappingProxyType(dict(self.meta)))
 
+    def __reduce__(self):
+        # A read-only view of a mapping does not travel to another process; the mapping does.
+        return EvidenceSample, (
+            self.id, self.image, self.question, self.answers, self.boxes, dict(self.meta)
+        )  # fmt: skip
+
     def _check(self, box: Box) -> None:
         if len(box) != 4 or not all(math.isfinite(edge) for edge in box):
             self._refuse(f"box {tuple(box)}", "four finite numbers", "pass (x1, y1, x2, y2) in pixels")

@@ -1,0 +1,45 @@
+"""JSON lines: one sample a line, as Visual-CoT (arXiv 2403.16999) gives them.
+
+`{"question", "answer", "image", "width", "height", "bboxs": [[x0, y0, x1, y1], …], "dataset", "split"}`, boxes in
+pixels of the picture of that width and height; `possible_answers` where there are several. Only the places of the
+lines are kept, so a file of a million opens at once.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from seeing.data.dataset import BadData
+from seeing.data.lines import json_lines
+from seeing.data.pictures import Wrong
+from seeing.data.records import Records
+from seeing.data.spec import Spec
+
+
+class JsonLines(Records):
+    """A file with one JSON object a line."""
+
+    def __init__(self, spec: Spec, path: Path) -> None:
+        super().__init__(spec, path, path.stem)
+        self._lines = json_lines(path)
+        if self._lines.read(0).lstrip().startswith(b"["):
+            raise BadData(f"{path} begins with a list, not with one object a line; name it .json")
+
+    def __len__(self) -> int:
+        return len(self._lines)
+
+    def record(self, i: int) -> Mapping[str, Any]:
+        try:
+            record = json.loads(self._lines.read(self._within(i)))
+        except (ValueError, RecursionError) as error:
+            said = "is nested too deeply" if isinstance(error, RecursionError) else f"is no JSON ({error})"
+            raise Wrong("malformed line", f"line {self._lines.number[i]} {said}") from error
+        if not isinstance(record, dict):
+            raise Wrong(
+                "malformed line",
+                f"line {self._lines.number[i]} holds a {type(record).__name__}, expected an object",
+            )
+        return record
