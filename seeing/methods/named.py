@@ -207,7 +207,8 @@ def _read(text: str) -> list[Named]:
         given = read_settings(RECIPES[name].settings, words)
     except BadMethod as error:
         raise BadMethod(f"method {name!r}: {error}") from error
-    return [ByName(":".join([name, *("".join(one.split()) for one in words)]), name, given)]
+    written = ["=".join(part.strip() for part in one.split("=", 1)) for one in words]
+    return [ByName(":".join([name, *written]), name, given)]
 
 
 def _saved(text: str) -> list[Named]:
@@ -236,6 +237,5 @@ def _as_given(name: Any, value: Any) -> Named:
 
 
 def _spelled(function: Any) -> str:
-    return (
-        f"{getattr(function, '__module__', '?')}.{getattr(function, '__qualname__', type(function).__name__)}"
-    )
+    name = getattr(function, "__qualname__", type(function).__name__)
+    return f"{getattr(function, '__module__', '?')}.{name}"

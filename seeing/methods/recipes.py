@@ -31,6 +31,7 @@ from seeing.methods.settings import (
     WholeOrNone,
     Wholes,
     Window,
+    or_else,
     settings_of,
     word,
 )
@@ -39,6 +40,15 @@ from seeing.prompt import Template
 LAYERS = From("layers", "the profile's layers")
 HEADS = From("heads", "the profile's best heads")
 SEED = From("seed", "the study's seed", needed=False)
+DIMS = From("samples", "found on calibration samples")
+VECTORS = From("samples", "found on calibration samples, else a safetensors file")
+LOW, HIGH, THRESHOLD = (
+    From("samples", f"tuned on calibration samples, else {number}", number, needed=False)
+    for number in (0.5, 1.5, 0.3)
+)
+LAST_THIRD = From("model", "the last third, behind the heads", needed=False)
+INNER = From("model", "all but the first two and the last", slice(2, -1), needed=False)
+EARLY = From("model", "the eighth to the third from the end", slice(-8, -2), needed=False)
 
 Boundary = Annotated[Any, word("nearest", "reflect")]
 Position = Annotated[Any, word("last", "question", "text", "image", "evidence", "all")]
@@ -154,7 +164,7 @@ def vea_in_pass(
     at: Bench,
     *,
     heads: Heads = HEADS,
-    layers: Layers = From("model", "the last third of the layers", needed=False),
+    layers: Layers = LAST_THIRD,
     gain: Number = 16.0,
     k: Whole = 4,
     window: Window = (2, 2),
@@ -206,18 +216,17 @@ def pai(
 def var(
     at: Bench,
     *,
-    dims: Wholes = From("samples", "found on calibration samples"),
+    dims: Wholes = DIMS,
     tau: Number = 20.0,
     rho: Number = 0.5,
     p: Number = 0.6,
     least: Number = 0.2,
-    layers: Layers = From("model", "all but the first two and the last", needed=False),
+    layers: Layers = INNER,
 ) -> Method:
     """Weight that sinks draw goes to the rest of the picture."""
     if isinstance(dims, From):
         dims = m.sink_dims(at.vlm, at.few, tau=tau)
-    act = slice(2, -1) if isinstance(layers, From) else layers
-    return m.var(dims, tau, rho, p, least=least, layers=act)
+    return m.var(dims, tau, rho, p, least=least, layers=or_else(layers))
 
 
 @recipe(SCALING)
@@ -230,16 +239,16 @@ def scaling_vis(at: Bench, *, weight: Number = 1.5) -> Method:
 def adaptvis(
     at: Bench,
     *,
-    low: Number = From("samples", "tuned on calibration samples, or 0.5", 0.5, needed=False),
-    high: Number = From("samples", "tuned on calibration samples, or 1.5", 1.5, needed=False),
-    threshold: Number = From("samples", "tuned on calibration samples, or 0.3", 0.3, needed=False),
+    low: Number = LOW,
+    high: Number = HIGH,
+    threshold: Number = THRESHOLD,
 ) -> Method:
     """Scores on the picture scaled by how sure the first token is."""
     given = {"low": low, "high": high, "threshold": threshold}
-    if at.samples and any(isinstance(one, From) for one in given.values()):
-        fixed = {name: None if isinstance(one, From) else one for name, one in given.items()}
+    fixed = {name: one for name, one in given.items() if not isinstance(one, From)}
+    if at.samples and len(fixed) < 3:
         return tuned(at.vlm, at.samples, **fixed)
-    return m.adaptvis(**{k: one.otherwise if isinstance(one, From) else one for k, one in given.items()})
+    return m.adaptvis(**{name: or_else(one) for name, one in given.items()})
 
 
 @recipe("2502.17422")
@@ -294,17 +303,16 @@ def agla(
 def vista(
     at: Bench,
     *,
-    vectors: Text = From("samples", "found on calibration samples, or a safetensors file"),
+    vectors: Text = VECTORS,
     strength: Number = 0.1,
     weight: Number = 0.3,
     layers: Layers = "all",
-    window: Layers = From("model", "the eighth to the third layer from the end", needed=False),
+    window: Layers = EARLY,
     site: Site = "mlp_out",
 ) -> Method:
     """Tokens turned towards what the picture adds, early layers mixed into the logits."""
     found = at.vectors() if isinstance(vectors, From) else read_vectors(vectors)
-    mixed = slice(-8, -2) if isinstance(window, From) else window
-    return m.vista(found, strength, layers=layers, window=mixed, weight=weight, site=site)
+    return m.vista(found, strength, layers=layers, window=or_else(window), weight=weight, site=site)
 
 
 @recipe("2606.14703", boxes=True)

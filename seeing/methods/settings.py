@@ -23,9 +23,10 @@ class BadMethod(ValueError):
 
 @dataclass(frozen=True)
 class From:
-    """A setting that is not said but found: in the "profile", on calibration "samples", in the study's "seed".
+    """A setting that is found where nothing is said: ``source`` is what it is found in.
 
-    ``otherwise`` says what stands where there is no such thing; a setting without it is needed.
+    That is the "layers" or "heads" of a profile, calibration "samples", the study's "seed", or the "model".
+    What is not ``needed`` may be absent: ``otherwise`` stands in its place.
     """
 
     source: str
@@ -76,6 +77,17 @@ def _layers(text: str) -> Any:
     return tuple(sorted(found))
 
 
+def _numbered(text: str) -> Any:
+    """Layers by number, or all of them."""
+    if text == "deep" or text.endswith("-"):
+        raise ValueError(text)
+    return _layers(text)
+
+
+def _wholes(text: str) -> tuple[int, ...]:
+    return tuple(map(int, text.split("+")))
+
+
 def _heads(text: str) -> dict[int, list[int]]:
     """ "12.3+14.5": head 3 of layer 12, head 5 of layer 14."""
     if not re.fullmatch(r"\d+\.\d+(\+\d+\.\d+)*", text):
@@ -97,29 +109,19 @@ def word(*choices: str) -> Kind:
     return Kind(f"one of {', '.join(choices)}", {one: one for one in choices}.__getitem__)
 
 
+_SOME_LAYERS = "numbers and ranges, such as 4-5 or 2+3"
+
 Number = Annotated[Any, Kind("a number", _number)]
 Whole = Annotated[Any, Kind("a whole number", _whole)]
 NumberOrNone = Annotated[Any, Kind("a number or none", _none_or(_number))]
 WholeOrNone = Annotated[Any, Kind("a whole number or none", _none_or(_whole))]
 Flag = Annotated[Any, Kind("true or false", _flag)]
 Text = Annotated[Any, Kind("a text", str)]
-Wholes = Annotated[
-    Any, Kind("whole numbers, such as 0+3", lambda text: [int(one) for one in text.split("+")])
-]
-Layers = Annotated[
-    Any, Kind("layers: numbers and ranges such as 4-5 or 2+3, 8- (from 8 on), deep, all", _layers)
-]
-LayerNumbers = Annotated[
-    Any, Kind("layers by number: 4-5 or 2+3, or all", lambda text: _numbered(_layers(text)))
-]
+Wholes = Annotated[Any, Kind("whole numbers, such as 0+3", _wholes)]
+Layers = Annotated[Any, Kind(f"layers: {_SOME_LAYERS}, 8- (from 8 on), deep or all", _layers)]
+LayerNumbers = Annotated[Any, Kind(f"layers: {_SOME_LAYERS}, or all", _numbered)]
 Heads = Annotated[Any, Kind("heads as LAYER.HEAD, such as 12.3+14.5", _heads)]
 Window = Annotated[Any, Kind("a window of tokens, ROWSxCOLUMNS, such as 2x2", _window)]
-
-
-def _numbered(layers: Any) -> Any:
-    if layers == "deep" or isinstance(layers, slice):
-        raise ValueError(layers)
-    return layers
 
 
 @dataclass(frozen=True)
@@ -161,6 +163,11 @@ def read_settings(known: Mapping[str, Setting], words: Iterable[str]) -> dict[st
         except (ValueError, KeyError, OverflowError) as error:
             raise BadMethod(f"{key} is {kind.says}; got {text!r:.100}") from error
     return found
+
+
+def or_else(value: Any) -> Any:
+    """A setting's value, or what stands in its place."""
+    return value.otherwise if isinstance(value, From) else value
 
 
 def said(value: Any) -> Any:
