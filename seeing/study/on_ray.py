@@ -51,6 +51,9 @@ class OnRay:
     A cluster that this process is connected to already is used as it is, and left running.
     """
 
+    #: What sits in each actor: made of a job, it answers tasks.
+    worker: type = Worker
+
     def __init__(
         self,
         workers: int | None = None,
@@ -86,7 +89,7 @@ class OnRay:
         with self._connected() as share:
             while sent := [task for number, task in left.items() if in_vain[number] < ROUNDS]:
                 heard: set[int] = set()
-                for entry in _round(job, sent, share):
+                for entry in _round(self.worker, job, sent, share):
                     task = left.get(entry.unit)
                     if task is None or entry.key in task.done:
                         continue
@@ -158,8 +161,8 @@ class _Share:
 class _Seat:
     """An actor: the model that it opened, and what it answers."""
 
-    def __init__(self, job: Job, threads: int, folder: str):
-        self._worker = _tried(lambda: Worker(_here(job, threads, folder)))
+    def __init__(self, worker: type, job: Job, threads: int, folder: str):
+        self._worker = _tried(lambda: worker(_here(job, threads, folder)))
 
     def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
         # What is raised here is heard, and ends the study; what Ray loses is not, and is sent again.
@@ -193,19 +196,19 @@ def _here(job: Job, threads: int, folder: str) -> Job:
     return job
 
 
-def _round(job: Job, tasks: Sequence[Task], share: _Share) -> Iterator[Entry]:
-    """The entries of a pool that is sent each task once, as they come; those of an actor that dies end early."""
+def _round(worker: type, job: Job, tasks: Sequence[Task], share: _Share) -> Iterator[Entry]:
+    """A pool's entries, as they come. Each task is sent once: what an actor takes with it is missing."""
     ray = _ray()
     from ray.data import ActorPoolStrategy, from_items
 
     with _quiet(), _said_as_ours(ray, job), warnings.catch_warnings():
-        # Ray from 2.60 on announces that max_restarts and its kin go away in 2.64, which `seeing[ray]` excludes.
+        # Ray announces that max_restarts and its kin go away in 2.64, which `seeing[ray]` excludes.
         warnings.filterwarnings("ignore", message=".*ray_remote_args.*")
         answered = from_items(
             [{"task": pickle.dumps(task)} for task in tasks], override_num_blocks=len(tasks)
         ).map_batches(
             _Seat,
-            fn_constructor_args=(job, share.threads, os.getcwd()),
+            fn_constructor_args=(worker, job, share.threads, os.getcwd()),
             compute=ActorPoolStrategy(size=min(share.workers, len(tasks)), max_tasks_in_flight_per_actor=1),
             batch_size=1,
             batch_format="pyarrow",
@@ -255,8 +258,8 @@ def _said_as_ours(ray: Any, job: Job) -> Iterator[None]:
     except ray.exceptions.RayError as error:
         found = str(error).strip().splitlines() or [type(error).__name__]
         raise StudyError(
-            f"Ray can't keep a worker of {job.name} alive: {found[0]} (a worker that the system kills while it "
-            f"opens its model mostly had too little memory: use fewer workers, or larger machines)"
+            f"Ray can't keep a worker of {job.name} alive: {found[0]} (mostly the system kills a "
+            f"worker that has too little memory for its model: use fewer workers, or larger machines)"
         ) from error
 
 
@@ -297,17 +300,17 @@ def _given_up(job: Job, left: Sequence[Task]) -> str:
     )
     more = f" and {len(left) - 5} other units" if len(left) > 5 else ""
     return (
-        f"workers of {job.name} died {ROUNDS} times in a row at samples {where}{more}; what they answered before "
-        f"is kept, and all others are done. Mostly the system kills a worker for memory: start the study again "
-        f"with fewer workers, or on larger machines"
+        f"workers of {job.name} died {ROUNDS} times in a row at samples {where}{more}; what they answered "
+        f"before is kept, and all others are done. Mostly the system kills a worker for memory: start the "
+        f"study again with fewer workers, or on larger machines"
     )
 
 
 def _travelling(job: Job) -> None:
     if not job.travels:
         raise StudyError(
-            f"{job.name} is an open model, which stays in its process; a study on Ray takes the name or the folder "
-            f"that it was loaded from"
+            f"{job.name} is an open model, which stays in its process; a study on Ray takes the name or the "
+            f"folder that it was loaded from"
         )
 
 
