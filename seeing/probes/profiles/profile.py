@@ -103,8 +103,8 @@ class Profile:
                 f"({vlm.cfg.family}) has {found}: profile it with probes.profile(vlm, samples)"
             )
 
-    def save(self, path: str | PathLike) -> None:
-        """Write the profile as JSON: the choice, all AUROCs, what it was made of; no values of samples."""
+    def to_json(self) -> str:
+        """The profile as text: the choice, all AUROCs, what it was made of; no values of samples."""
         document = {
             "seeing profile": VERSION,
             "layers": list(self.layers),
@@ -114,7 +114,24 @@ class Profile:
             "origin": None if self.origin is None else self.origin.as_dict(),
             "auroc": {"layers": _listed(self.auroc_layers), "heads": _listed(self.auroc_heads)},
         }
-        Path(path).write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        return json.dumps(document, indent=1, ensure_ascii=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str, source: str = "the text") -> Profile:
+        """What `to_json` wrote. Raises ValueError, which names ``source``, for anything else."""
+        try:
+            document = json.loads(text)
+            if not isinstance(document, dict) or document.get("seeing profile") != VERSION:
+                raise ValueError(f"it says no 'seeing profile': {VERSION}")
+            return cls._read(document)
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"{source} is no saved profile: {error}; expected what Profile.save wrote"
+            ) from error
+
+    def save(self, path: str | PathLike) -> None:
+        """Write the profile as JSON, `to_json`."""
+        Path(path).write_text(self.to_json(), encoding="utf-8")
 
     @classmethod
     def load(cls, path: str | PathLike, vlm: VLM | None = None) -> Profile:
@@ -123,14 +140,10 @@ class Profile:
         Raises ValueError for what is no profile, or is one of another model.
         """
         try:
-            document = json.loads(Path(path).read_text(encoding="utf-8"))
-            if not isinstance(document, dict) or document.get("seeing profile") != VERSION:
-                raise ValueError(f"it says no 'seeing profile': {VERSION}")
-            found = cls._read(document)
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(
-                f"{str(path)!r} is no saved profile: {error}; expected what Profile.save wrote"
-            ) from error
+            text = Path(path).read_text(encoding="utf-8")
+        except ValueError as error:
+            raise ValueError(f"{str(path)!r} is no saved profile: {error}") from error
+        found = cls.from_json(text, repr(str(path)))
         if vlm is not None:
             found.check(vlm)
         return found

@@ -1,0 +1,260 @@
+"""`seeing study`: models × data × methods, into a folder."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from seeing.cli.terminal import UserError
+
+
+def study(
+    out: Annotated[Path, typer.Option(help="Folder for the results; one that is there is gone on with.")],
+    model: Annotated[
+        list[str] | None, typer.Option(help="Embedded model, folder or hub id; several times for several.")
+    ] = None,
+    data: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="plates:N, a folder, a file (jsonl, json, parquet, csv), hub:owner/name; or several."
+        ),
+    ] = None,
+    methods: Annotated[
+        list[str] | None,
+        typer.Option(help="Names with settings, edits.json, methods.py; see [bold]seeing methods[/bold]."),
+    ] = None,
+    limit: Annotated[int | None, typer.Option(help="Samples of each data set.")] = None,
+    prompt: Annotated[str, typer.Option(help="The template that questions are asked in.")] = "qa",
+    max_new_tokens: Annotated[
+        int | None, typer.Option(help="Tokens of an answer, at most.  [default: the model's own, up to 50]")
+    ] = None,
+    rows: Annotated[int, typer.Option(help="Samples that run together, at most.")] = 32,
+    tokens: Annotated[
+        int, typer.Option(help="Tokens that run together, at most, padding included.")
+    ] = 32_768,
+    seed: Annotated[int, typer.Option(help="Of everything that is drawn.")] = 0,
+    profile: Annotated[
+        Path | None, typer.Option(help="A profile, as [bold]seeing profile[/bold] saves it.")
+    ] = None,
+    calibration: Annotated[
+        str | None, typer.Option(help="Data to profile the model on, none of it asked.")
+    ] = None,
+    hold_out: Annotated[
+        int, typer.Option(help="As many samples of the first data set to profile on, and not to ask.")
+    ] = 0,
+    engine: Annotated[str, typer.Option(help="local, or ray.")] = "local",
+    workers: Annotated[int | None, typer.Option(help="Ray: models that run at once.")] = None,
+    address: Annotated[str | None, typer.Option(help="Ray: of a cluster that is there.")] = None,
+    gpus: Annotated[float | None, typer.Option(help="Ray: GPUs of a worker.")] = None,
+    cpus: Annotated[float | None, typer.Option(help="Ray: CPUs of a worker.")] = None,
+    resume: Annotated[bool, typer.Option(help="Go on with a study that is in the folder.")] = True,
+    dry_run: Annotated[bool, typer.Option(help="Say what would be done.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print what was done as JSON.")] = False,
+    columns: Annotated[str | None, typer.Option(help="Which columns are what: question=q,answers=a.")] = None,
+    images: Annotated[Path | None, typer.Option(help="Folder of the pictures.")] = None,
+    revision: Annotated[str | None, typer.Option(help="Of the model, on the hub.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="Of the weights: bfloat16, float32 …")] = None,
+    device_map: Annotated[str | None, typer.Option(help="Where the weights go: auto, cuda, cpu.")] = None,
+    attn: Annotated[
+        str | None, typer.Option(help="Attention kernel: sdpa, flash_attention_2, eager.")
+    ] = None,
+    check: Annotated[bool, typer.Option(help="Prove the view of the model when it is loaded.")] = True,
+) -> None:
+    """Ask models about samples under several methods, and keep every answer.
+
+    The same words again go on where an earlier run was ended. With --out alone, those of the folder count.
+    """
+    from seeing.data.dataset import BadData
+    from seeing.families import FamilyContractError, UnknownFamily
+    from seeing.loading import CannotLoad
+    from seeing.methods.settings import BadMethod
+    from seeing.study.settings import StudyError
+
+    given = dict(
+        limit=limit,
+        prompt=prompt,
+        max_new_tokens=max_new_tokens,
+        rows=rows,
+        tokens=tokens,
+        seed=seed,
+        profile=profile,
+        calibration=calibration,
+        hold_out=hold_out,
+        load=_load(revision, dtype, device_map, attn, check),
+    )
+    mistakes = (StudyError, BadData, BadMethod, CannotLoad, UnknownFamily, FamilyContractError)
+    try:
+        _quiet()
+        made = _plan(out, model, data, methods, columns, images, given)
+        if dry_run:
+            _foretell(made, out, json)
+            return
+        found = _carry_out(made, out, _engine(engine, workers, address, gpus, cpus), resume)
+    except mistakes as error:
+        raise UserError(error) from error
+    _tell(found, out, json)
+    if len(found.failures):
+        raise typer.Exit(1)
+
+
+def _quiet() -> None:
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+
+
+def _load(
+    revision: str | None, dtype: str | None, device_map: str | None, attn: str | None, check: bool
+) -> dict[str, Any]:
+    """What `seeing.load` is told."""
+    given = {"revision": revision, "dtype": dtype, "device_map": device_map, "attn_implementation": attn}
+    return {name: value for name, value in given.items() if value is not None} | (
+        {} if check else {"check": False}
+    )
+
+
+def _plan(
+    out: Path,
+    models: list[str] | None,
+    data: list[str] | None,
+    methods: list[str] | None,
+    columns: str | None,
+    images: Path | None,
+    given: dict[str, Any],
+) -> Any:
+    """The plan of what is asked for, or of what the folder says."""
+    from seeing.data.opening import open_data
+    from seeing.study.folder import read_document
+    from seeing.study.planning import plan, replan
+
+    if not (models or data or methods):
+        if not (out / "study.json").exists():
+            raise UserError("a study needs --model, --data and --methods; --out alone goes on with one")
+        return replan(read_document(out)["settings"], out)
+    for name, value in (("--model", models), ("--data", data), ("--methods", methods)):
+        if not value:
+            raise UserError(f"{name} is missing; a study needs --model, --data and --methods")
+    if columns or images:
+        data = [open_data(one, columns=_columns(columns), images=images) for one in data]
+    return plan(models, data, ",".join(methods), **given)
+
+
+def _columns(text: str | None) -> dict[str, str] | None:
+    if text is None:
+        return None
+    pairs = [part.partition("=") for part in text.split(",")]
+    if not all(name and value for name, _, value in pairs):
+        raise UserError(f"--columns is question=NAME,answers=NAME,…; got {text!r}")
+    return {name.strip(): value.strip() for name, _, value in pairs}
+
+
+def _engine(
+    name: str, workers: int | None, address: str | None, gpus: float | None, cpus: float | None
+) -> Any:
+    given = {"workers": workers, "address": address, "num_gpus": gpus, "num_cpus": cpus}
+    given = {key: value for key, value in given.items() if value is not None}
+    if name == "ray":
+        from seeing.study.on_ray import OnRay
+
+        return OnRay(**given)
+    if given:
+        raise UserError(f"--{next(iter(given)).removeprefix('num_')} is for --engine ray")
+    return name
+
+
+def _foretell(made: Any, out: Path, as_json: bool) -> None:
+    """What a study would do, without a model."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from seeing.study.folder import read_document
+
+    left = [one for one in made.units if not (out / "rows" / f"{one.name}.parquet").exists()]
+    if (out / "study.json").exists():
+        _same(made, read_document(out)["settings"], out)
+    told = {
+        "models": [one["name"] for one in made.settings.models],
+        "data": {one["name"]: one["n"] for one in made.settings.data},
+        "methods": [one["text"] for one in made.settings.methods],
+        "profile": made.settings.profile,
+        "held out": made.settings.hold_out,
+        "samples": made.n_samples,
+        "rows": made.n_rows,
+        "units": len(made.units),
+        "units left": len(left),
+        "out": str(out),
+    }
+    if as_json:
+        _print_json(told)
+        return
+    table = Table(show_header=False, title="What would be done")
+    for name, value in told.items():
+        if isinstance(value, dict):
+            value = ", ".join(
+                f"{key} ({one})" if name == "data" else f"{key} {one}" for key, one in value.items()
+            )
+        table.add_row(name, ", ".join(value) if isinstance(value, list) else str(value))
+    Console(width=None if sys.stdout.isatty() else 120).print(table)
+
+
+def _same(made: Any, there: dict, out: Path) -> None:
+    from seeing.study.settings import StudyError, differences
+
+    if found := list(differences(there, made.settings.as_dict())):
+        raise StudyError(f"{out} holds a study with other settings ({'; '.join(found)})")
+
+
+def _carry_out(made: Any, out: Path, engine: Any, resume: bool) -> Any:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from seeing.study.running import carry_out
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("answers, left"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[failed]}"),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task("opening", total=made.n_rows, failed="")
+        lost = 0
+
+        def told(done: int, total: int, failed: int) -> None:
+            nonlocal lost
+            lost += failed
+            said = f"{lost} failed" if lost else ""
+            bar.update(task, completed=done, total=total, description="answering", failed=said)
+
+        command = shlex.join(["seeing", *sys.argv[1:]])
+        return carry_out(made, out, engine=engine, progress=told, resume=resume, command=command)
+
+
+def _tell(found: Any, out: Path, as_json: bool) -> None:
+    """The table, to the terminal; failures to stderr."""
+    from rich.console import Console
+
+    if as_json:
+        told = {"out": str(out), "rows": len(found.rows), "failures": len(found.failures)}
+        _print_json(told | {"table": found.table().to_records()})
+    else:
+        Console(width=None if sys.stdout.isatty() else 120).print(found.table().to_terminal())
+        typer.echo(f"{len(found.rows)} answers in {out}; seeing table {out}, seeing report {out}")
+    if len(found.failures):
+        reasons = found.failures["reason"].value_counts()
+        typer.echo(f"{len(found.failures)} failed:", err=True)
+        for reason, count in reasons.head(5).items():
+            typer.echo(f"  {count} × {reason:.200}", err=True)
+
+
+def _print_json(told: Any) -> None:
+    from json import dumps
+
+    typer.echo(dumps(told, ensure_ascii=False, default=str))
