@@ -1,9 +1,9 @@
 """COCO's tables: pictures, and boxes that something is said about.
 
-An annotation with `question` is a question: its `answer` or `answers` count, or else the name of its category.
-Annotations of one picture that ask the same are one sample with several boxes. An annotation with `sentences`,
-`caption` or `expression` refers to its box: each phrase is one sample that asks what kind of object it names, and
-the category is the answer. COCO writes a box as corner and size.
+An annotation with `question` is a question: its `answer` or `answers` count, or else the name of its
+category. Annotations of one picture that ask the same are one sample with several boxes. An annotation with
+`sentences`, `caption` or `expression` refers to its box: each phrase is one sample that asks what kind of
+object it names, and the category is the answer. COCO writes a box as corner and size.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from seeing.data.dataset import BadData
+from seeing.data.fields import Columns
 from seeing.data.pictures import Wrong
 from seeing.data.records import Records
 from seeing.data.spec import Spec
@@ -31,6 +32,8 @@ class Coco(Records):
     def __init__(self, spec: Spec, path: Path, found: Mapping[str, Any]) -> None:
         box_format = spec.options.get("box_format", "xywh")
         super().__init__(Spec(spec.where, {**spec.options, "box_format": box_format}), path, path.stem)
+        # A mapping speaks of annotations; records made of them carry the usual names.
+        self._written, self.columns = self.columns, Columns(box_format=box_format)
         self._images = {
             one["id"]: one for one in _table(found, "images", path) if isinstance(one.get("id"), (int, str))
         }
@@ -55,8 +58,8 @@ class Coco(Records):
         image = self._images.get(_key(first.get("image_id")))
         if image is None:
             raise Wrong("missing picture", f"image_id {first.get('image_id')!r:.80} is not among the images")
-        answers = self.columns.of(first, "answers")
-        boxes = [box for note in notes if (box := self.columns.of(note, "boxes")) is not None]
+        answers = self._written.of(first, "answers")
+        boxes = [box for note in notes if (box := self._written.of(note, "boxes")) is not None]
         return {
             "id": id,
             "question": question,
@@ -68,6 +71,9 @@ class Coco(Records):
             "image_id": first.get("image_id"),
         }
 
+    def written(self, i: int) -> Mapping[str, Any]:
+        return self._samples[i][2][0]
+
     def _category(self, note: Mapping[str, Any]) -> str | None:
         return self._categories.get(_key(note.get("category_id")))
 
@@ -76,14 +82,14 @@ class Coco(Records):
         grouped: dict[tuple, list] = {}
         for number, note in enumerate(notes):
             id = str(note.get("id", number))
-            question = self.columns.of(note, "question")
+            question = self._written.of(note, "question")
             if question is None:
                 phrases = list(_phrases(note))
                 for k, phrase in enumerate(phrases):
                     single = id if len(phrases) == 1 else f"{id}/{k}"
                     yield single, QUESTION.format(phrase.strip().rstrip(".")), [note]
                 continue
-            key = (_key(note.get("image_id")), str(question), str(self.columns.of(note, "answers")))
+            key = (_key(note.get("image_id")), str(question), str(self._written.of(note, "answers")))
             if key not in grouped:
                 grouped[key] = []
                 yield id, question, grouped[key]

@@ -1,8 +1,8 @@
 """What a record says, field by field, whatever it calls them and however it writes them.
 
-Benchmarks agree on what a sample is and on little else: one answer or a list, boxes as corners or as corner and
-size, one box bare or nested. Every reader reads through here, so they all take the same spellings and refuse the
-same things.
+Benchmarks agree on what a sample is and on little else: one answer or a list, boxes as corners or as corner
+and size, one box bare or nested. Every reader reads through here, so they all take the same spellings and
+refuse the same things.
 """
 
 from __future__ import annotations
@@ -111,15 +111,15 @@ class Columns:
         if boxes and max(size) > 1 and all(0 <= edge <= 1 for box in boxes for edge in box):
             raise Wrong(
                 "bad box",
-                f"boxes {list(boxes)!s:.120} lie within one pixel of a picture of {width} x {height}; if they are "
-                "fractions of its sides, say box_format=fraction",
+                f"boxes {list(boxes)!s:.120} lie within one pixel of a picture of {width} x {height}; if they "
+                "are fractions of its sides, say box_format=fraction",
             )
         if self.box_format == "xywh":
             return tuple((x, y, x + w, y + h) for x, y, w, h in boxes)
         return tuple(boxes)
 
     def check_size(self, record: Mapping[str, Any], size: tuple[int, int]) -> None:
-        """Raise Wrong when the record says that its picture has another size: its boxes would lie elsewhere."""
+        """Raise Wrong when the record says that its picture has another size: boxes would lie elsewhere."""
         said = tuple(self.of(record, side) for side in ("width", "height"))
         if None in said:
             return
@@ -130,9 +130,9 @@ class Columns:
         if numbers != size:
             raise Wrong(
                 "other size",
-                f"the picture is {size[0]} x {size[1]}, the record says {said[0]} x {said[1]}: boxes in pixels of "
-                "the one would lie elsewhere in the other; give the original picture, or leave width and height "
-                "out (columns width=,height=) if the boxes fit the picture as it is",
+                f"the picture is {size[0]} x {size[1]}, the record says {said[0]} x {said[1]}: boxes in pixels "
+                "of the one would lie elsewhere in the other; give the original picture, or leave width and "
+                "height out (columns width=,height=) if the boxes fit the picture as it is",
             )
 
     def _looked_for(self, field: str) -> str:
@@ -150,6 +150,11 @@ def from_text(record: dict[str, Any], columns: Columns) -> dict[str, Any]:
                 with suppress(ValueError, RecursionError):
                     record[name] = json.loads(cell)
     return record
+
+
+def has_column(record: Mapping[str, Any], name: str) -> bool:
+    """Whether the record has that column, with anything in it; `objects.bbox` looks inside `objects`."""
+    return name in record or _looked_up(record, name) is not None
 
 
 def _looked_up(record: Any, name: str) -> Any:

@@ -1,8 +1,8 @@
 """JSON files: the layout of the authors' release, and lists of records in general.
 
-A folder holds `metadata.json`, a list of records as in Visual-CoT's lines, and `images/`. `answers`, a list, may
-stand for `answer`. Samples are numbered by their place in the file, as the authors number them, whatever the
-limit. Other benchmarks put the list under `data`, beside a few words about themselves.
+A folder holds `metadata.json`, a list of records as in Visual-CoT's lines, and `images/`. `answers`, a list,
+may stand for `answer`. Samples are numbered by their place in the file, as the authors number them, whatever
+the limit. Other benchmarks put the list under `data`, beside a few words about themselves.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ class JsonList(Records):
         if not isinstance(listed, list):
             keys = f"an object with {', '.join(map(repr, found))}" if isinstance(found, Mapping) else found
             raise BadData(
-                f"{path} holds {keys!s:.200}; expected a list of records, an object with such a list as 'data', or "
-                "COCO's 'images' and 'annotations'"
+                f"{path} holds {keys!s:.200}; expected a list of records, an object with such a list as 'data', "
+                "or COCO's 'images' and 'annotations'"
             )
         if not listed:
             raise BadData(f"{path} holds no samples")

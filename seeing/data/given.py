@@ -49,6 +49,14 @@ class Plates(Dataset):
         sample = _painted(self._split, self._seed, 0)[self._within(i)] if i < CHUNK else None
         return sample and {"question": sample.question, "answers": sample.answers, "boxes": sample.boxes}
 
+    def first(self, n: int) -> Dataset:
+        options = Spec.parse(self.spec).options
+        return (
+            super().first(n)
+            if not 1 <= n < self._n
+            else Plates(Spec(f"plates:{self._split}:{n}:{self._seed}", options))
+        )
+
 
 class Given(Dataset):
     """Samples in memory. They travel to another process as they are."""

@@ -24,7 +24,7 @@ _BOM = b"\xef\xbb\xbf"
 
 @dataclass(frozen=True)
 class Lines:
-    """Records of a file: `start` is each one's first byte, `end` the byte behind it, `number` its line, from 1."""
+    """Records of a file: each one's first byte, the byte behind it, and the number of its line, from 1."""
 
     path: Path
     start: array
@@ -62,10 +62,10 @@ def json_lines(path: Path) -> Lines:
     )
 
 
-def csv_rows(path: Path) -> Lines:
+def csv_rows(path: Path, delimiter: str = ",") -> Lines:
     """One record a row, the header among them; a row may hold line breaks in quotes."""
     check_text(path)
-    return _index(path, _rows(path))
+    return _index(path, _rows(path, delimiter))
 
 
 def _index(path: Path, records: Iterator[tuple[int, int, int]]) -> Lines:
@@ -92,7 +92,7 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes, int]]:
             place += len(line)
 
 
-def _rows(path: Path) -> Iterator[tuple[int, int, int]]:
+def _rows(path: Path, delimiter: str) -> Iterator[tuple[int, int, int]]:
     starts, ends = array("q"), array("q")
 
     def text() -> Iterator[str]:
@@ -101,7 +101,7 @@ def _rows(path: Path) -> Iterator[tuple[int, int, int]]:
             ends.append(place + len(line))
             yield line.decode("utf-8", errors="replace")
 
-    reader, lines_before = csv.reader(text()), 0
+    reader, lines_before = csv.reader(text(), delimiter=delimiter), 0
     for row in reader:
         if any(cell.strip() for cell in row):
             yield starts[lines_before], ends[reader.line_num - 1], lines_before + 1

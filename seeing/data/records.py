@@ -11,8 +11,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from seeing.data.dataset import BadSample, Dataset
-from seeing.data.fields import Columns
+from seeing.data.dataset import BadData, BadSample, Dataset
+from seeing.data.fields import Columns, has_column
 from seeing.data.pictures import Pictures, Wrong
 from seeing.data.samples import EvidenceSample
 from seeing.data.spec import Spec
@@ -24,14 +24,13 @@ class Records(Dataset):
     `positional` says that ids are the records' numbers, for sources whose records have none.
     """
 
-    def __init__(self, spec: Spec, path: Path, name: str) -> None:
+    def __init__(self, spec: Spec, path: Path | None, name: str) -> None:
+        folder = Path.cwd() if path is None else path if path.is_dir() else path.absolute().parent
         spec = spec.at(path)
         self.spec = str(spec)
         self.name = spec.options.get("name") or name
         self.columns = Columns.mapped(spec.columns, spec.options.get("box_format"))
-        self.pictures = Pictures.beside(
-            path if path.is_dir() else path.absolute().parent, spec.options.get("images")
-        )
+        self.pictures = Pictures.beside(folder, spec.options.get("images"))
 
     @abstractmethod
     def record(self, i: int) -> Mapping[str, Any]:
@@ -40,6 +39,28 @@ class Records(Dataset):
     def light(self, i: int) -> Mapping[str, Any]:
         """Record `i` without the bytes of its picture. Raises Wrong."""
         return self.record(i)
+
+    def written(self, i: int) -> Mapping[str, Any]:
+        """The record under whose names a column mapping speaks. Raises Wrong."""
+        return self.light(i)
+
+    def check_columns(self, columns: Mapping[str, str], looked_at: int = 100) -> None:
+        """Raise BadData for a mapping to a column that none of the first records has."""
+        seen: set[str] = set()
+        missing = {field: name for field, name in columns.items() if name}
+        for i in range(min(len(self), looked_at)):
+            if not missing:
+                return
+            try:
+                record = self.written(i)
+            except Wrong:
+                continue
+            seen.update(map(str, record))
+            missing = {field: name for field, name in missing.items() if not has_column(record, name)}
+        for field, name in missing.items():
+            raise BadData(
+                f"{self.spec}: no column {name!r} for {field}; the records have {', '.join(sorted(seen))!s:.300}"
+            )
 
     def id(self, i: int) -> str:
         self._within(i)

@@ -19,7 +19,7 @@ from seeing.data.dataset import BadData
 #: What a record says of a sample; a column mapping gives the name under which a file keeps it.
 FIELDS = ("id", "image", "question", "answers", "boxes", "width", "height")
 #: What else may stand behind the question mark.
-SETTINGS = ("images", "split", "box_format", "name", "limit")
+SETTINGS = ("images", "split", "config", "revision", "box_format", "name", "limit")
 
 
 @dataclass(frozen=True)
@@ -55,12 +55,11 @@ class Spec:
         added = {key: str(value) for key, value in options.items() if value is not None}
         return Spec(self.where, {**self.options, **added})
 
-    def at(self, where: Path) -> Spec:
+    def at(self, where: Path | None) -> Spec:
         """The same at an absolute path, which another process finds from any folder; so the pictures."""
         images = self.options.get("images")
-        return Spec(str(where.absolute()), self.options).with_options(
-            images=None if images is None else Path(images).expanduser().absolute()
-        )
+        placed = self if where is None else Spec(str(where.absolute()), self.options)
+        return placed.with_options(images=images and Path(images).expanduser().absolute())
 
     @property
     def columns(self) -> dict[str, str]:

@@ -22,14 +22,22 @@ from seeing.data.spec import Spec
 class JsonLines(Records):
     """A file with one JSON object a line."""
 
-    def __init__(self, spec: Spec, path: Path) -> None:
-        super().__init__(spec, path, path.stem)
+    def __init__(self, spec: Spec, path: Path, name: str | None = None) -> None:
+        super().__init__(spec, path, name or path.stem)
         self._lines = json_lines(path)
+        # A list goes over many lines; each would be a failure of its own.
         if self._lines.read(0).lstrip().startswith(b"["):
             raise BadData(f"{path} begins with a list, not with one object a line; name it .json")
 
     def __len__(self) -> int:
         return len(self._lines)
+
+    def begins_well(self) -> bool:
+        """Whether the first line is an object by itself."""
+        try:
+            return bool(self.record(0))
+        except Wrong:
+            return False
 
     def record(self, i: int) -> Mapping[str, Any]:
         try:
