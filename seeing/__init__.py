@@ -30,6 +30,9 @@ _PUBLIC = {
     "EvidenceSample": "seeing.data.samples",
 }
 
+#: Rooms that are entered by their name: ``seeing.study.run(…)``.
+_ROOMS = ("edits", "figures", "methods", "probes", "study")
+
 if TYPE_CHECKING:
     from seeing.data.samples import EvidenceSample
     from seeing.loading import load
@@ -42,6 +45,8 @@ def __getattr__(name: str) -> Any:
         value = getattr(import_module(_PUBLIC[name]), name)
         globals()[name] = value
         return value
+    if name in _ROOMS:
+        return import_module(f"seeing.{name}")
     raise AttributeError(f"module 'seeing' has no attribute {name!r}")
 
 

@@ -14,6 +14,7 @@ import typer
 from seeing.cli.ask import ask
 from seeing.cli.demo import demo
 from seeing.cli.models import models
+from seeing.cli.study import study
 from seeing.cli.terminal import UserError, fail
 
 app = typer.Typer(
@@ -25,6 +26,9 @@ app = typer.Typer(
 app.command(epilog="Example: [bold]seeing models gemma3[/bold]")(models)
 app.command(epilog="Example: [bold]seeing demo --limit 64 --out demo[/bold]")(demo)
 app.command(epilog='Example: [bold]seeing ask photo.jpg "what digit is on the blue circle ?"[/bold]')(ask)
+app.command(
+    epilog="Example: [bold]seeing study --model plates-tiny --data plates:256 --methods base,vea --out out[/bold]"
+)(study)
 
 #: What typer raises for a wrong command line: the class above the one that it names in public.
 USAGE_ERROR = typer.BadParameter.__mro__[1]
