@@ -12,6 +12,7 @@ import sys
 import typer
 
 from seeing.cli.ask import ask
+from seeing.cli.data import data
 from seeing.cli.demo import demo
 from seeing.cli.models import models
 from seeing.cli.study import study
@@ -27,8 +28,9 @@ app.command(epilog="Example: [bold]seeing models gemma3[/bold]")(models)
 app.command(epilog="Example: [bold]seeing demo --limit 64 --out demo[/bold]")(demo)
 app.command(epilog='Example: [bold]seeing ask photo.jpg "what digit is on the blue circle ?"[/bold]')(ask)
 app.command(
-    epilog="Example: [bold]seeing study --model plates-tiny --data plates:256 --methods base,vea --out out[/bold]"
+    epilog="Example: [bold]seeing study --model plates-tiny --data plates:64 --methods base,vea --out out[/bold]"
 )(study)
+app.add_typer(data, name="data")
 
 #: What typer raises for a wrong command line: the class above the one that it names in public.
 USAGE_ERROR = typer.BadParameter.__mro__[1]
@@ -42,8 +44,11 @@ def main() -> None:
     if len(sys.argv) == 1:
         sys.argv.append("--help")
     try:
-        if app(standalone_mode=False) == STOPPED:
+        code = app(standalone_mode=False)
+        if code == STOPPED:
             raise KeyboardInterrupt
+        if code:
+            sys.exit(code)
     except UserError as error:
         fail(str(error))
     except USAGE_ERROR as error:

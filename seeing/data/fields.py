@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
@@ -40,7 +40,7 @@ BOX_FORMATS = ("xyxy", "xywh", "fraction")
 class Columns:
     """Under which names a record keeps its fields, and how its boxes are written."""
 
-    names: Mapping[str, tuple[str, ...]] = NAMES
+    names: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: NAMES)
     box_format: str = "xyxy"
 
     def __post_init__(self) -> None:
@@ -111,7 +111,7 @@ class Columns:
         if boxes and max(size) > 1 and all(0 <= edge <= 1 for box in boxes for edge in box):
             raise Wrong(
                 "bad box",
-                f"boxes {list(boxes)!s:.120} lie within one pixel of a picture of {width} x {height}; if they "
+                f"boxes {list(boxes)!s:.120} lie within one pixel of the {width} x {height} picture; if they "
                 "are fractions of its sides, say box_format=fraction",
             )
         if self.box_format == "xywh":
@@ -130,8 +130,8 @@ class Columns:
         if numbers != size:
             raise Wrong(
                 "other size",
-                f"the picture is {size[0]} x {size[1]}, the record says {said[0]} x {said[1]}: boxes in pixels "
-                "of the one would lie elsewhere in the other; give the original picture, or leave width and "
+                f"the picture is {size[0]} x {size[1]}, the record says {said[0]} x {said[1]}: boxes in "
+                "pixels of the one lie elsewhere in the other; give the original picture, or leave width and "
                 "height out (columns width=,height=) if the boxes fit the picture as it is",
             )
 
@@ -142,8 +142,8 @@ class Columns:
 
 def from_text(record: dict[str, Any], columns: Columns) -> dict[str, Any]:
     """A record whose cells are all text (CSV), with lists of answers and boxes read as JSON."""
-    for field in ("answers", "boxes"):
-        for name in columns.names[field]:
+    for kind in ("answers", "boxes"):
+        for name in columns.names[kind]:
             cell = record.get(name)
             if isinstance(cell, str) and cell.lstrip().startswith("["):
                 # An answer may begin with a bracket; boxes that stay text are refused by name.

@@ -31,8 +31,8 @@ class JsonList(Records):
         if not isinstance(listed, list):
             keys = f"an object with {', '.join(map(repr, found))}" if isinstance(found, Mapping) else found
             raise BadData(
-                f"{path} holds {keys!s:.200}; expected a list of records, an object with such a list as 'data', "
-                "or COCO's 'images' and 'annotations'"
+                f"{path} holds {keys!s:.200}; expected a list of records, an object with one as 'data', or "
+                "COCO's 'images' and 'annotations'"
             )
         if not listed:
             raise BadData(f"{path} holds no samples")

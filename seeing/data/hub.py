@@ -1,7 +1,7 @@
-"""What the library `datasets` reads: a folder it wrote, a folder of data files, or a name on the Hugging Face Hub.
+"""What the library `datasets` reads: a folder it wrote, a folder of data files, or a name on the Hub.
 
-Rows are taken as they are stored, so no picture is decoded on the way and none is read before it is asked for. No
-program that comes with a data set is run.
+Rows are taken as they are stored, so no picture is decoded on the way and none is read before it is asked
+for. No program that comes with a data set is run.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
     plates:64, plates:SPLIT:N, plates:SPLIT:N:SEED   the embedded task
     FOLDER with metadata.json                        the layout of the authors' release
     FOLDER that save_to_disk wrote, or of data files through the library `datasets`
-    FILE.jsonl, .json, .csv, .tsv, .parquet          Visual-CoT's lines, lists of records or COCO's tables, tables
+    FILE.jsonl, .json, .csv, .tsv, .parquet          Visual-CoT's lines, lists, COCO's tables, other tables
     hub:owner/name, hub:owner/name:split             a name on the Hugging Face Hub
 
 Behind a question mark stand options: `docvqa.jsonl?images=pictures&question=query&limit=100`.

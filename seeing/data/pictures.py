@@ -1,8 +1,8 @@
 """Where the picture is that a record names, looked for in the data set's own folders only.
 
 A record comes from somebody else. A name that leads out of the folders (`../../key.png`, `/etc/passwd`) is
-refused, whether or not something lies there. A link inside a folder is followed: whoever owns the folder put it
-there, and pictures are often linked rather than copied.
+refused, whether or not something lies there. A link inside a folder is followed: whoever owns the folder put
+it there, and pictures are often linked rather than copied.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ class Pictures:
         if path.is_absolute() or ".." in path.parts:
             raise Wrong(
                 "picture outside",
-                f"the picture's name {name!r:.200} leads out of the folder of pictures; give the folder it lies "
-                "in as images",
+                f"the picture's name {name!r:.200} leads out of the folder of pictures; give the folder it "
+                "lies in as images",
             )
         return path

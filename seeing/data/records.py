@@ -59,7 +59,7 @@ class Records(Dataset):
             missing = {field: name for field, name in missing.items() if not has_column(record, name)}
         for field, name in missing.items():
             raise BadData(
-                f"{self.spec}: no column {name!r} for {field}; the records have {', '.join(sorted(seen))!s:.300}"
+                f"{self.spec}: no column {name!r} for {field}; there are {', '.join(sorted(seen))!s:.300}"
             )
 
     def id(self, i: int) -> str:

@@ -1,9 +1,8 @@
 """A data set as one line of text: `WHERE?option=value&option=value`.
 
 A command line, a file of settings and another process all name a data set in words. The words must open the
-same samples everywhere, so they carry the column mapping and the folder of the pictures too. WHERE is taken as
-it is written; options are escaped as in an address, so the last question mark is always the one that parts
-them.
+same samples everywhere, so they carry the column mapping and the folder of the pictures too. WHERE is taken
+as it is written; options are escaped as in an address, so the last question mark is the one that parts them.
 """
 
 from __future__ import annotations
@@ -42,8 +41,8 @@ class Spec:
             key, equals, value = part.partition("=")
             if not equals or key not in FIELDS + SETTINGS:
                 raise BadData(
-                    f"{text!r}: {part!r} is no option; behind the question mark stand NAME=VALUE, with NAME one "
-                    f"of {', '.join(FIELDS + SETTINGS)}, joined by &"
+                    f"{text!r}: {part!r} is no option; behind the question mark stand NAME=VALUE, with NAME "
+                    f"one of {', '.join(FIELDS + SETTINGS)}, joined by &"
                 )
             if key in options:
                 raise BadData(f"{text!r}: {key!r} is given twice")
@@ -90,7 +89,7 @@ def parse_columns(written: str) -> dict[str, str]:
         key, equals, value = (word.strip() for word in part.partition("="))
         if not equals or key not in FIELDS:
             raise BadData(
-                f"{part.strip()!r} maps no column; write FIELD=COLUMN, with FIELD one of {', '.join(FIELDS)}, "
+                f"{part.strip()!r} maps no column; write FIELD=COLUMN, FIELD one of {', '.join(FIELDS)}, "
                 "joined by commas; FIELD= leaves a field out"
             )
         if key in columns:

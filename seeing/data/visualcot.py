@@ -1,8 +1,8 @@
 """JSON lines: one sample a line, as Visual-CoT (arXiv 2403.16999) gives them.
 
-`{"question", "answer", "image", "width", "height", "bboxs": [[x0, y0, x1, y1], …], "dataset", "split"}`, boxes in
-pixels of the picture of that width and height; `possible_answers` where there are several. Only the places of the
-lines are kept, so a file of a million opens at once.
+`{"question", "answer", "image", "width", "height", "bboxs": [[x0, y0, x1, y1], …], "dataset", "split"}`, with
+boxes in pixels of the picture of that width and height, and `possible_answers` where there are several. Only
+the places of the lines are kept, so a file of a million opens at once.
 """
 
 from __future__ import annotations
