@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from seeing.operations import Branch, Link
 from seeing.order import Order
+from seeing.parameters import AtHand, parameter
 from seeing.sites import Derived, Spot, own_rows, put_first, take_first
 
 
@@ -82,7 +83,7 @@ class HeadMap:
 
     def bias(self, z: Tensor) -> Tensor:
         """What the projection's bias adds: (d_model,), or (batch, pos, d_model) behind a norm."""
-        bias = self.out.bias.to(z.dtype)
+        bias = parameter(self.out, "bias").to(z.dtype)
         if not self.links:
             return bias
         return bias * self._scale(self._projected(z))
@@ -90,7 +91,7 @@ class HeadMap:
     def _scale(self, shares: Tensor) -> Tensor:
         """By what each coordinate of the projection's output is multiplied on its way to the stream."""
         value = shares.sum(2)
-        value = value if self.out.bias is None else value + self.out.bias.to(value.dtype)
+        value = value if self.out.bias is None else value + parameter(self.out, "bias").to(value.dtype)
         scale = torch.ones_like(value)
         for link in self.links:
             if link.module is None:
@@ -109,7 +110,7 @@ def _readable(out: nn.Module) -> Callable[[], Tensor]:
     weight = getattr(out, "weight", None)
     if isinstance(weight, Tensor):
         if weight.is_floating_point() and weight.ndim == 2 and not hasattr(weight, "quant_state"):
-            return functools.partial(getattr, out, "weight")
+            return functools.partial(parameter, out)
         if getattr(weight, "quant_state", None) is not None:
             return functools.partial(_from_4_bit, out)
         if getattr(weight, "SCB", None) is not None:
@@ -152,7 +153,8 @@ def _frozen(norm: nn.Module, value: Tensor) -> Tensor:
     """
     epsilon = _epsilon(norm)
     ones = torch.ones(value.shape[-1], dtype=torch.float32, device=value.device)
-    gain = type(norm).forward(norm, ones).float() * (1 + epsilon) ** 0.5
+    with AtHand(norm):
+        gain = type(norm).forward(norm, ones).float() * (1 + epsilon) ** 0.5
     rms = (value.float().pow(2).mean(-1, keepdim=True) + epsilon).rsqrt()
     return (gain * rms).to(value.dtype)
 

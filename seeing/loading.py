@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
+from nnsight.modeling.tp import UnsupportedParallelStyle
 from safetensors import SafetensorError
 from torch import nn
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForImageTextToText, PreTrainedConfig
@@ -14,8 +15,9 @@ from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForImageTextToText
 from seeing.families import FamilyContractError, UnknownFamily, find, find_for, named, supported
 from seeing.processors import open_processor
 from seeing.proof import prove
+from seeing.shards import CannotSplit, split_as_said
 from seeing.vlm import VLM
-from seeing.zoo import ZOO, open_zoo
+from seeing.zoo import ZOO, open_zoo, zoo_folder
 
 #: Keyword arguments of ``from_pretrained`` that say where a checkpoint is, not how to open its weights.
 _WHERE = ("revision", "trust_remote_code", "token", "cache_dir", "local_files_only")
@@ -69,7 +71,7 @@ def load(
             that a proof in this process already covered.
         family: the name of the family to read the model with, instead of the one that its model_type
             says; "generic" resolves the modules by their kind, and the proof decides.
-        kwargs: for ``from_pretrained`` (dtype, device_map, revision, attn_implementation,
+        kwargs: for ``from_pretrained`` (dtype, device_map, tp_plan, revision, attn_implementation,
             quantization_config, …). Weights are read from safetensors only, and remote code is not run
             unless ``trust_remote_code=True``.
 
@@ -85,6 +87,10 @@ def load(
         vlm = VLM(model.eval(), processor, reader)
         if check:
             prove(vlm)
+    except UnsupportedParallelStyle as error:
+        raise CannotLoad(
+            f"this {type(model).__name__} is split so that names can't be read: {error}"
+        ) from error
     except (AttributeError, KeyError, IndexError, StopIteration) as error:
         raise FamilyContractError(
             f"family {reader.name!r} does not fit this {type(model).__name__}: "
@@ -109,9 +115,9 @@ def _open(x: Any, kwargs: dict[str, Any], known: bool) -> tuple[nn.Module, Any]:
         return x
     if not isinstance(x, (str, PathLike)):
         raise CannotLoad(f"load takes a name, a folder or a (model, processor) pair, got {type(x).__name__}")
-    if x in ZOO:
-        return open_zoo(x, **kwargs)
     where = str(x)
+    if x in ZOO:
+        return open_zoo(x, **_between_processes(where, AutoConfig.from_pretrained(zoo_folder(where)), kwargs))
     _check_place(where, bool(kwargs.get("trust_remote_code")))
     # Said rather than left open: transformers would ask at the terminal.
     kwargs = {"trust_remote_code": False} | kwargs
@@ -122,6 +128,7 @@ def _open(x: Any, kwargs: dict[str, Any], known: bool) -> tuple[nn.Module, Any]:
         config = AutoConfig.from_pretrained(where, **shared)
         if not known:
             find_for(config)
+        kwargs = _between_processes(where, config, kwargs)
         processor = open_processor(where, config, **shared)
         if not _is_processor(processor):
             raise CannotLoad(
@@ -145,6 +152,14 @@ def _open(x: Any, kwargs: dict[str, Any], known: bool) -> tuple[nn.Module, Any]:
             f"{where!r} lacks {len(missing)} weights, first {missing[0]!r}: they would be random numbers"
         )
     return model, processor
+
+
+def _between_processes(where: str, config: PreTrainedConfig, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """``kwargs`` with what they say of sharing the model between processes put as transformers takes it."""
+    try:
+        return split_as_said(config, kwargs)
+    except CannotSplit as error:
+        raise CannotLoad(f"can't load {where!r}: {error}") from error
 
 
 def _check_place(where: str, trusting: bool) -> None:

@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from seeing.families import FamilyContractError
+from seeing.parameters import AtHand
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,8 @@ class Link:
 
     def value(self, layer: nn.Module) -> torch.Tensor:
         """The factor now."""
-        return eval(self.factor, {"self": layer, "torch": torch})
+        with AtHand(layer):
+            return eval(self.factor, {"self": layer, "torch": torch})
 
 
 @dataclass(frozen=True)

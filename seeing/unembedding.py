@@ -20,6 +20,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from seeing.families import Family, FamilyContractError
+from seeing.parameters import AtHand
 
 #: What the unembedding gave, in the statements behind it.
 _GIVEN = "unembedded"
@@ -57,7 +58,8 @@ class Unembedding:
 
 def plain(module: nn.Module, value: Tensor) -> Tensor:
     """A module's own forward, beside the run: called through it, nnsight would count a visit."""
-    return type(module).forward(module, value.to(next(module.parameters()).device))
+    with AtHand(module):
+        return type(module).forward(module, value.to(next(module.parameters()).device))
 
 
 def _behind(model: nn.Module, head: nn.Module) -> Callable[[Tensor], Tensor]:

@@ -9,6 +9,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from seeing.families import Stack
+from seeing.parameters import parameter
 
 
 class NoWeight(LookupError):
@@ -17,7 +18,10 @@ class NoWeight(LookupError):
 
 @dataclass(frozen=True)
 class Weights(Sequence):
-    """One weight of every layer, cut into heads when a layer is asked for. A view: nothing is copied."""
+    """One weight of every layer, cut into heads when a layer is asked for.
+
+    A view, nothing is copied: unless the model is split between processes or lies partly on disk.
+    """
 
     stack: Stack
     part: str
@@ -36,7 +40,7 @@ class Weights(Sequence):
         return self._heads(attn, module)
 
     def _heads(self, attn: nn.Module, module: nn.Module) -> Tensor:
-        weight = module.weight
+        weight = parameter(module)
         if not weight.is_floating_point() or weight.ndim != 2:
             raise NoWeight(
                 f"{type(module).__name__} holds a quantized weight ({weight.dtype}); load it unquantized"
