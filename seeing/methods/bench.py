@@ -57,7 +57,9 @@ class Bench:
 
     def best_heads(self, given: Any, k: int | None) -> HeadTable:
         """Those ``given``, the profile's ``k`` best, or as many as it keeps."""
-        return self.heads(given, k) if k is not None or isinstance(given, dict) else self._ranked.best_heads
+        if k is None and not isinstance(given, dict):
+            return self._ranked.best_heads
+        return self.heads(given, k or 1)
 
     def other_heads(self, like: HeadTable, seed: int, anywhere: bool) -> HeadTable:
         """As many random heads, none of ``like``: in the same layers, or in all of them."""

@@ -78,7 +78,7 @@ class Named(ABC):
         try:
             ask = self._made(Bench(vlm, profile, seed, samples))
             fit(ask.method, vlm)
-        except (BadMethod, BadEdit, ValueError, TypeError) as error:
+        except ValueError as error:
             raise BadMethod(f"method {self.text!r}: {error}") from error
         return ask
 

@@ -47,7 +47,7 @@ class Kind:
 
 
 def _number(text: str) -> float:
-    found = float(text)
+    found = int(text) if re.fullmatch(r"[+-]?\d{1,15}", text) else float(text)
     if not math.isfinite(found):
         raise ValueError(text)
     return found
@@ -62,19 +62,17 @@ def _flag(text: str) -> bool:
 
 
 def _layers(text: str) -> Any:
-    """ "all", "deep", "8-" (from 8 on), or numbers and ranges joined by +: "14-19+22"."""
+    """Layers as "all", "deep", "8-" (from 8 on), or numbers and ranges joined by +: "14-19+22"."""
     if text in ("all", "deep"):
         return text
     if re.fullmatch(r"\d+-", text):
         return slice(int(text[:-1]), None)
-    found: set[int] = set()
-    for part in text.split("+"):
-        first, _, last = part.partition("-")
-        numbers = range(int(first), int(last or first) + 1)
-        if not numbers or not re.fullmatch(r"\d+(-\d+)?", part):
-            raise ValueError(part)
-        found.update(numbers)
-    return tuple(sorted(found))
+    if not re.fullmatch(r"\d{1,4}(-\d{1,4})?(\+\d{1,4}(-\d{1,4})?)*", text):
+        raise ValueError(text)
+    ranges = [[int(end) for end in part.split("-")] for part in text.split("+")]
+    if any(ends != sorted(ends) for ends in ranges):
+        raise ValueError(text)
+    return tuple(sorted({layer for ends in ranges for layer in range(ends[0], ends[-1] + 1)}))
 
 
 def _numbered(text: str) -> Any:
@@ -89,7 +87,7 @@ def _wholes(text: str) -> tuple[int, ...]:
 
 
 def _heads(text: str) -> dict[int, list[int]]:
-    """ "12.3+14.5": head 3 of layer 12, head 5 of layer 14."""
+    """Heads as "12.3+14.5": head 3 of layer 12, head 5 of layer 14."""
     if not re.fullmatch(r"\d+\.\d+(\+\d+\.\d+)*", text):
         raise ValueError(text)
     return as_dict(head_table([tuple(map(int, one.split("."))) for one in text.split("+")]))
