@@ -18,6 +18,7 @@ from pathlib import Path
 
 from seeing.data.coco import Coco, is_coco
 from seeing.data.dataset import BadData, BadSample, Dataset
+from seeing.data.fields import Columns
 from seeing.data.folder import METADATA, JsonList, read_json
 from seeing.data.given import Given, Plates
 from seeing.data.hub import SAVED, open_folder, open_hub, open_saved
@@ -68,6 +69,7 @@ def open_data(
             )
         found = data if isinstance(data, Dataset) else Given(_several(data))
         return found if limit is None else found.first(limit)
+    Columns.mapped(columns or {})  # says which field is none
     spec = Spec.parse(data) if isinstance(data, str) else Spec(fspath(data))
     spec = spec.with_options(**(columns or {}), **options)
     limit = spec.limit if limit is None else limit
