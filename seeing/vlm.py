@@ -11,6 +11,7 @@ change pictures before the processor, and runs as one intervention beside the pa
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -18,9 +19,7 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from nnsight import TransformersModel
-from nnsight.intervention.interleaver import Interleaver
 from nnsight.intervention.iterator import Iterations
-from nnsight.intervention.tracer import InterleavingTracer
 from torch import Tensor, nn
 from transformers import Cache
 
@@ -30,19 +29,16 @@ from seeing.config import Config, StackConfig, config_of
 from seeing.data.images import ImageLike
 from seeing.data.samples import EvidenceSample
 from seeing.families import Family
+from seeing.greedy import GREEDY, answers_of, greedy_settings
 from seeing.grid import Boxes
-from seeing.parameters import parameter
 from seeing.prompt import BadPrompt, Prompt, Template, Turn, build, need_prompt
 from seeing.protocol import Edits, Program
 from seeing.queries import Queries
 from seeing.readout import Readout, names_to_read
-from seeing.shards import Shards
 from seeing.traced import Run, TracedModel
+from seeing.travelling import Trace, travelling
 from seeing.weights import Weights, weights
 from seeing.wire import travels_as
-
-#: One greedy sequence whose probabilities are kept, whatever the checkpoint prefers.
-_GREEDY = dict(do_sample=False, num_beams=1, return_dict_in_generate=True, output_logits=True)
 
 
 class VLM(TracedModel):
@@ -53,13 +49,9 @@ class VLM(TracedModel):
     """
 
     def __init__(self, model: nn.Module, processor: Any, family: Family):
-        shards = Shards()
-        super().__init__(
-            model, task="image-text-to-text", processor=processor, interleaver=Interleaver(fragments=shards)
-        )
+        super().__init__(model, task="image-text-to-text", processor=processor)
         self.family = family
         self.sites = sitemap.build(family, model, lambda module: self.interleaver.envoys[id(module)])
-        shards.take_up(kernel for stack in self.sites.kernels.values() for kernel in stack.values())
         self.cfg = config_of(family, model)
         #: What was added by `with_edits`, or None.
         self.edits: Edits | None = None
@@ -96,12 +88,12 @@ class VLM(TracedModel):
     @property
     def W_U(self) -> Float[Tensor, "d_model d_vocab"]:
         """The unembedding."""
-        return parameter(self.family.head(self._module)).T
+        return self.family.head(self._module).weight.T
 
     @property
     def W_E(self) -> Float[Tensor, "d_vocab d_model"]:
         """The token embedding, before any scaling that the model applies."""
-        return parameter(self._module.get_input_embeddings())
+        return self._module.get_input_embeddings().weight
 
     # -- prompts ---------------------------------------------------------------------------------
 
@@ -211,10 +203,7 @@ class VLM(TracedModel):
         values: dict[str, Any] = {}
         # By generate, though it decodes nothing more: whatever the family, left-padded rows then have the
         # positions that decoding goes on from.
-        settings = dict(max_new_tokens=1, **_GREEDY)
-        if self._module._supports_logits_to_keep():
-            # Told by a number how many logits are wanted, Gemma 4 runs no other rows in its last layers.
-            settings["logits_to_keep"] = torch.tensor([-1], device=self.device)
+        settings = dict(max_new_tokens=1, **GREEDY) | self._running_all_rows()
         if past_key_values is not None:
             settings["past_key_values"] = past_key_values
         with torch.no_grad(), self.generate(prompt, **settings) as tracer:
@@ -237,27 +226,43 @@ class VLM(TracedModel):
         `generate` takes those.
         """
         need_prompt(prompt)
-        if max_new_tokens is not None and max_new_tokens < 1:
-            raise ValueError(f"an answer has at least one token, got max_new_tokens={max_new_tokens}")
-        for setting, greedy in (("num_beams", 1), ("num_return_sequences", 1), ("do_sample", False)):
-            if kwargs.pop(setting, greedy) != greedy:
-                raise ValueError(f"answer decodes greedily, {setting} is {greedy}; vlm.generate takes others")
-        own = getattr(self._module.generation_config, "max_new_tokens", None)
+        settings = greedy_settings(self._module, max_new_tokens, kwargs)
         with torch.no_grad():
-            out = self.interleave(
-                self._decode,
-                prompt,
-                max_new_tokens=max_new_tokens or own or 50,
-                **_GREEDY,
-                **kwargs,
-            )
-        # Behind the prompt's own rows there may be those of a second run.
-        rows = len(prompt) - prompt.beside
-        new = out.sequences[:rows, -len(out.logits) :].cpu()
-        logprobs = torch.stack([step[:rows].float().log_softmax(-1) for step in out.logits], dim=1).cpu()
-        chosen = logprobs.gather(-1, new[..., None])[..., 0]
-        answers = [self._answer(ids, row) for ids, row in zip(new, chosen)]
-        return answers if prompt.batched else answers[0]
+            return self._answers(prompt, self.interleave(self._decode, prompt, **settings))
+
+    def answer_with_cache(
+        self,
+        prompt: Prompt,
+        names: str | Iterable[str],
+        queries: Queries = "last",
+        max_new_tokens: int | None = None,
+        **kwargs: Any,
+    ) -> tuple[Answer | list[Answer], Activations]:
+        """`answer` and, from the same run, what `cache` reads in the prompt pass.
+
+        "logits" are those of the whole prompt, as in `cache`. Raises ValueError for a run that goes on from a
+        kept KV cache, which has no prompt pass.
+        """
+        need_prompt(prompt)
+        if kwargs.get("past_key_values") is not None:
+            raise ValueError("this reads the prompt pass, and a kept KV cache has it behind: use answer")
+        wanted = names_to_read(names, self.sites, self.cfg.n_layers)
+        settings = greedy_settings(self._module, max_new_tokens, kwargs)
+        settings |= self._running_all_rows(logits="logits" in wanted)
+        # Pictures are edited once, for what is read and for what runs.
+        prepared = self._prepared(prompt)
+        values = Activations(prompt=self.shown(prepared), queries=queries)
+        readout = Readout(self.sites, values.prompt, wanted, queries, self.device)
+        generated = []
+
+        @functools.wraps(self._decode)
+        def decode(**inputs: Any) -> None:
+            # Not by the trace's result, which a run with a second one beside it can't cut for the block.
+            generated.append(self._decode(**inputs))
+
+        with torch.no_grad(), self.trace(prepared, fn=decode, **settings):
+            readout.run(values)
+        return self._answers(prompt, *generated), values
 
     def score(self, prompt: Prompt, *, grad: bool = False) -> Score:
         """How likely the given answers of ``prompt`` are, `Prompt.with_answer`, in one pass under all edits.
@@ -280,13 +285,19 @@ class VLM(TracedModel):
     def _decode(self, **inputs: Any) -> Any:
         return self._module.generate(**inputs)
 
-    def _answer(self, ids: Tensor, logprobs: Tensor) -> Answer:
-        stops = self._module.generation_config.eos_token_id
-        stops = torch.tensor([stops] if isinstance(stops, int) else list(stops or ()))
-        ended = torch.isin(ids, stops).nonzero()[:, 0]
-        length = int(ended[0]) + 1 if len(ended) else len(ids)
-        text = self.processor.tokenizer.decode(ids[:length], skip_special_tokens=True).strip()
-        return Answer.of(text, ids[:length], logprobs[:length])
+    def _running_all_rows(self, logits: bool = False) -> dict[str, Any]:
+        """What generation is told so that every layer runs on all rows; with ``logits``, the head too.
+
+        Told by a number above 0 how many logits are wanted, Gemma 4 runs no other rows in its last layers.
+        """
+        if not self._module._supports_logits_to_keep():
+            return {}
+        return {"logits_to_keep": 0 if logits else torch.tensor([-1], device=self.device)}
+
+    def _answers(self, prompt: Prompt, generated: Any) -> Answer | list[Answer]:
+        n_rows = len(prompt) - prompt.beside
+        answers = answers_of(generated, n_rows, self._module, self.processor.tokenizer)
+        return answers if prompt.batched else answers[0]
 
     # -- editing ---------------------------------------------------------------------------------
 
@@ -369,34 +380,6 @@ class VLM(TracedModel):
         return TransformersModel
 
 
-class Trace(InterleavingTracer):
-    """A trace of a `VLM`. Where it runs elsewhere it carries its prompt with the pictures edited."""
-
-    def __reduce__(self) -> tuple:
-        state = self.__getstate__()
-        state["args"] = tuple(self._prepared(value) for value in self.args)
-        if self.envoy._prepares and not any(isinstance(value, Prompt) for value in self.args):
-            raise BadPrompt(
-                "the edits change pictures or run a second prompt beside the first, before the trace goes "
-                "where the model is: hand the Prompt to trace or generate itself, not to an invoke"
-            )
-        return object.__new__, (InterleavingTracer,), state
-
-    def _prepared(self, value: Any) -> Any:
-        return self.envoy._prepared(value) if isinstance(value, Prompt) else value
-
-
-def _travelling(vlm: VLM) -> tuple:
-    """A VLM as it travels: a `TracedModel`, with nothing that is needed before or behind a run only."""
-    for envoy in vlm.modules():
-        # As nnsight marks them, but all before the first of our objects that holds one.
-        envoy._module._persistent_id = f"Module:{envoy.path}"
-    state = vlm.__getstate__()
-    stays = ("family", "edits", "_program", "processor", "tokenizer", "image_processor", "feature_extractor")
-    return object.__new__, (TracedModel,), {name: value for name, value in state.items() if name not in stays}
-
-
-travels_as(VLM, _travelling)
-
+travels_as(VLM, travelling)
 
 __all__ = ["VLM", "Activations", "Answer", "Config", "Edits", "Prefill", "Queries", "Score", "StackConfig"]

@@ -374,3 +374,15 @@ def test_an_answer_is_greedy(vlm, prompt, setting):
         vlm.answer(prompt, **setting)
     with pytest.raises(ValueError, match="at least one token"):
         vlm.answer(prompt, max_new_tokens=0)
+
+
+def test_what_has_no_prompt_pass_or_is_not_greedy_gives_no_answer_with_cache(vlm, prompt):
+    kept = vlm.prefill(prompt, "text.0.resid_pre").past_key_values
+    with pytest.raises(ValueError, match="use answer"):
+        vlm.answer_with_cache(prompt, "text.0.resid_pre", past_key_values=kept)
+    with pytest.raises(ValueError, match="greedily"):
+        vlm.answer_with_cache(prompt, "text.0.resid_pre", num_beams=2)
+    with pytest.raises(ValueError, match="at least one token"):
+        vlm.answer_with_cache(prompt, "text.0.resid_pre", max_new_tokens=0)
+    with pytest.raises(UnknownName, match="no name"):
+        vlm.answer_with_cache(prompt, [])
