@@ -121,8 +121,8 @@ class Study:
         return tuple(dict.fromkeys([name for name in listed if name is not None] + there))
 
     def table(self, metric: str | Sequence[str] | None = None, layout: str = "methods", **options: Any):
-        """A table of the study; see `seeing.study.tables.table`."""
-        from seeing.study.tables import table
+        """A table of the study; see `seeing.study.layouts.table`."""
+        from seeing.study.layouts import table
 
         return table(self, metric, layout, **options)
 
