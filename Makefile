@@ -5,11 +5,12 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 THREADS := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 
-.PHONY: help install demo test lint bench docs clean
+.PHONY: help install demo test test-all lint bench docs clean
 
 help:
 	@echo "make demo   install, then run the main job on the embedded model: demo/report.html"
 	@echo "make test   install, then run the tests"
+	@echo "make test-all  the tests, and those that take minutes"
 	@echo "make lint   ruff, and the contract of the floors"
 	@echo "make bench  the timings behind bench/RESULTS.md"
 	@echo "make docs   build the documentation"
@@ -27,6 +28,9 @@ demo: install
 
 test: install lint
 	$(THREADS) $(BIN)/python -m pytest -n 2 --dist loadscope
+
+test-all: test
+	$(THREADS) $(BIN)/python -m pytest -m long
 
 lint: install
 	$(BIN)/ruff check .

@@ -1,0 +1,69 @@
+"""A study that is killed at any moment, many times, ends with the rows of one that nobody killed."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from seeing.study import Study
+from seeing.study.columns import KEY
+
+SCRIPT = Path(__file__).with_name("killing.py")
+
+#: What a clock says, and no model.
+CLOCKED = ["seconds"]
+
+
+def kill(folder, *words, timeout=240):
+    """Run the script, and give how often it killed, by the number of processes."""
+    done = subprocess.run(
+        [sys.executable, str(SCRIPT), str(folder), *map(str, words)],
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    return {int(line.split()[0]): int(line.split()[3]) for line in done.stdout.splitlines()}
+
+
+def rows_of(folder):
+    """All rows that stand in Parquet files, as they stand."""
+    parts = [pd.read_parquet(path) for path in sorted((folder / "rows").glob("*.parquet"))]
+    return pd.concat(parts, ignore_index=True)
+
+
+def check(folder, name):
+    whole, killed = rows_of(folder / "undisturbed"), rows_of(folder / name)
+    assert len(whole) == 80 * 2
+    assert not killed.duplicated(list(KEY)).any()
+    pd.testing.assert_frame_equal(killed.drop(columns=CLOCKED), whole.drop(columns=CLOCKED), check_exact=True)
+    assert not list((folder / name / "journal").iterdir())
+    study = Study.open(folder / name)
+    assert len(study.rows) == len(whole)
+    assert not len(study.failures)
+
+
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("killed")
+    return folder, kill(folder, "--kills", 6, "--processes", 1, 2)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_killed_study_ends_as_if_nobody_had_killed_it(killed, processes):
+    folder, kills = killed
+    assert kills[processes] >= 4
+    check(folder, f"killed-{processes}")
+
+
+@pytest.mark.long
+def test_a_study_survives_hundreds_of_kills(tmp_path):
+    kills = kill(tmp_path, "--kills", 150, "--processes", 1, 2, 4, "--seed", 7, timeout=3600)
+    assert kills == {1: 150, 2: 150, 4: 150}
+    for processes in kills:
+        check(tmp_path, f"killed-{processes}")
