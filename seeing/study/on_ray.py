@@ -1,8 +1,8 @@
 """The engine that runs on Ray: a pool of workers with an open model each, on one machine or many.
 
 A unit goes to whichever worker is free, and each of its entries comes back as soon as it is there. What this
-process has heard is all that counts: what dead workers left undone is sent out again in a next round, without
-the entries that were heard. So none is lost and none is double, wherever a machine was pulled out.
+process has heard is all that counts: what dead workers left undone is sent out again (`rounds`), without the
+entries that were heard. So none is lost and none is double, wherever a machine was pulled out.
 """
 
 from __future__ import annotations
@@ -12,18 +12,15 @@ import os
 import warnings
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
 from typing import Any
 
 from seeing.study.answering import Worker
 from seeing.study.job import Job
 from seeing.study.pool import RESTARTS, Raised, Share, answers, said_as_ours, tried
 from seeing.study.preparing import Prepared, prepare
+from seeing.study.rounds import ROUNDS, rounds
 from seeing.study.settings import StudyError
 from seeing.study.units import Entry, Task
-
-#: Rounds in a row in which a unit may bring nothing new, before it is given up.
-ROUNDS = 3
 
 #: Bytes of a local cluster's object store: entries are small, and nothing else goes through it.
 STORE = 200 * 2**20
@@ -57,6 +54,7 @@ class OnRay:
             if value is not None and value < 0:
                 raise StudyError(f"{name} of a worker is 0 or more, got {value}")
         self.workers, self.address, self.num_gpus, self.num_cpus = workers, address, num_gpus, num_cpus
+        self.make = opened
         _ray()
 
     def prepare(self, job: Job) -> Prepared:
@@ -77,28 +75,16 @@ class OnRay:
         Raises what `Worker` raises, and `StudyError` at the end for units that nobody could answer.
         """
         _check_travels(job)
-        left = {task.unit.number: task for task in tasks}
-        in_vain = dict.fromkeys(left, 0)
+        tasks = list(tasks)
+        if not tasks:
+            return
         share = self._connected()
-        while sent := [task for number, task in left.items() if in_vain[number] < ROUNDS]:
-            heard: set[int] = set()
-            with said_as_ours(job.name):
-                for entry in answers(self._open, (job, share.threads, os.getcwd()), sent, share):
-                    task = left[entry.unit]
-                    heard.add(entry.unit)
-                    left[entry.unit] = replace(task, done=task.done | {entry.key})
-                    if entry.last:
-                        del left[entry.unit]
-                    yield entry
-            for task in sent:
-                number = task.unit.number
-                in_vain[number] = 0 if number in heard else in_vain[number] + 1
+        with said_as_ours(job.name):
+            left = yield from rounds(
+                lambda sent: answers(self.make, (job, share.threads, os.getcwd()), sent, share), tasks
+            )
         if left:
-            raise StudyError(_given_up(job, list(left.values())))
-
-    @staticmethod
-    def _open(job: Job, threads: int, folder: str) -> Worker:
-        return Worker(_settled(job, threads, folder))
+            raise StudyError(_given_up(job, left))
 
     def _connected(self) -> Share:
         """What each worker gets of the cluster, which is connected to now."""
@@ -116,6 +102,11 @@ class OnRay:
                 stacklevel=3,
             )
         return share
+
+
+def opened(job: Job, threads: int, folder: str) -> Worker:
+    """What sits in each actor."""
+    return Worker(_settled(job, threads, folder))
 
 
 def _look(job: Job, threads: int, folder: str) -> Prepared:
