@@ -91,6 +91,13 @@ def load(
         raise CannotLoad(
             f"this {type(model).__name__} is split so that names can't be read: {error}"
         ) from error
+    except RuntimeError as error:
+        if isinstance(error, FamilyContractError) or "DTensor" not in str(error):
+            raise
+        raise CannotLoad(
+            f"transformers can't run this {type(model).__name__} as its plan splits it: {error}; a dictionary "
+            f"keeps modules whole, tp_plan={{'model.language_model.embed_tokens': 'replicate'}}"
+        ) from error
     except (AttributeError, KeyError, IndexError, StopIteration) as error:
         raise FamilyContractError(
             f"family {reader.name!r} does not fit this {type(model).__name__}: "

@@ -8,6 +8,9 @@ stream, what early layers would answer) asks here instead of the module.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
@@ -41,3 +44,11 @@ def parameter(module: nn.Module, name: str = "weight") -> Tensor | None:
     """A parameter of ``module``, whole and in memory; None where it has none of this name."""
     with AtHand(module):
         return getattr(module, name, None)
+
+
+def kept(module: nn.Module, name: str = "weight") -> Callable[[], Tensor] | None:
+    """How `parameter` is had later, also while the module runs: then transformers has a share in its place."""
+    held = getattr(module, name, None)
+    if isinstance(held, DTensor):
+        return held.full_tensor
+    return None if held is None else partial(parameter, module, name)

@@ -29,7 +29,7 @@ from transformers.distributed.parallel_utils import ALL_PARALLEL_STYLES, _get_pa
 
 from seeing.kernels import Kernel
 
-#: What a text configuration calls its heads; processes hold as many of each.
+#: What a configuration calls the numbers of its heads; every process holds as many.
 _HEADS = ("num_attention_heads", "num_key_value_heads", "num_global_key_value_heads")
 
 
@@ -58,23 +58,25 @@ def split_as_said(config: PreTrainedConfig, settings: Mapping[str, Any]) -> dict
     said = settings.get("distributed_config")
     said = DistributedConfig(**said) if isinstance(said, Mapping) else said
     if said is not None:
-        _check(config.get_text_config(), said)
+        _check(config, said)
     return settings
 
 
-def _check(text: PreTrainedConfig, said: DistributedConfig) -> None:
+def _check(config: PreTrainedConfig, said: DistributedConfig) -> None:
     others = [name for name in ("dp_size", "pp_size", "ep_size") if getattr(said, name) > 1]
     if others:
         raise CannotSplit(
             f"heads are read whole under tensor parallelism alone, not with {', '.join(others)}"
         )
-    for name in _HEADS:
-        heads = getattr(text, name, None)
-        if heads and heads % said.tp_size:
-            raise CannotSplit(
-                f"{said.tp_size} processes can't share {heads} heads ({name}) and leave each whole: start a "
-                f"number of them that divides it"
-            )
+    text, tower = config.get_text_config(), getattr(config, "vision_config", None)
+    for part in (text, tower) if getattr(tower, "base_model_tp_plan", None) else (text,):
+        for name in _HEADS:
+            heads = getattr(part, name, None)
+            if heads and heads % said.tp_size:
+                raise CannotSplit(
+                    f"{said.tp_size} processes can't share {heads} heads ({part.model_type}, {name}) and leave "
+                    f"each whole: start a number of them that divides it"
+                )
 
 
 # ---- in a run ----------------------------------------------------------------------------------------------
@@ -149,7 +151,7 @@ class Shards(TPFragments):
             return None
         root, plan, mesh = self._plan
         style = _get_parameter_plan(envoy.path[len(root) + 1 :], plan, is_weight=False)
-        return None if style is None else (style, mesh, ALL_PARALLEL_STYLES[style])
+        return None if style in (None, "replicate") else (style, mesh, ALL_PARALLEL_STYLES[style])
 
 
 def _through(value: Any, fn: Callable[[Tensor], Tensor]) -> Any:
