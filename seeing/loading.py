@@ -95,8 +95,8 @@ def load(
         if isinstance(error, FamilyContractError) or "DTensor" not in str(error):
             raise
         raise CannotLoad(
-            f"transformers can't run this {type(model).__name__} as its plan splits it: {error}; a dictionary "
-            f"keeps modules whole, tp_plan={{'model.language_model.embed_tokens': 'replicate'}}"
+            f"transformers can't run this {type(model).__name__} as its plan splits it: {error}; a "
+            f"dictionary keeps modules whole, tp_plan={{'model.language_model.embed_tokens': 'replicate'}}"
         ) from error
     except (AttributeError, KeyError, IndexError, StopIteration) as error:
         raise FamilyContractError(

@@ -74,8 +74,8 @@ def _check(config: PreTrainedConfig, said: DistributedConfig) -> None:
             heads = getattr(part, name, None)
             if heads and heads % said.tp_size:
                 raise CannotSplit(
-                    f"{said.tp_size} processes can't share {heads} heads ({part.model_type}, {name}) and leave "
-                    f"each whole: start a number of them that divides it"
+                    f"{said.tp_size} processes can't share {heads} heads ({name} of {part.model_type}) and "
+                    f"leave each whole: start a number of them that divides it"
                 )
 
 
