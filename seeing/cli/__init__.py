@@ -14,8 +14,10 @@ import typer
 from seeing.cli.ask import ask
 from seeing.cli.data import data
 from seeing.cli.demo import demo
+from seeing.cli.methods import methods
 from seeing.cli.models import models
 from seeing.cli.study import study
+from seeing.cli.table import table
 from seeing.cli.terminal import UserError, fail
 
 app = typer.Typer(
@@ -25,11 +27,13 @@ app = typer.Typer(
     help="Did the model see the evidence, and did its answer use what it saw?",
 )
 app.command(epilog="Example: [bold]seeing models gemma3[/bold]")(models)
+app.command(epilog="Example: [bold]seeing methods pai[/bold]")(methods)
 app.command(epilog="Example: [bold]seeing demo --limit 64 --out demo[/bold]")(demo)
 app.command(epilog='Example: [bold]seeing ask photo.jpg "what digit is on the blue circle ?"[/bold]')(ask)
 app.command(
     epilog="Example: [bold]seeing study --model plates-tiny --data plates:64 --methods base,vea --out out[/bold]"
 )(study)
+app.command(epilog="Example: [bold]seeing table out --layout paper -o table.tex[/bold]")(table)
 app.add_typer(data, name="data")
 
 #: What typer raises for a wrong command line: the class above the one that it names in public.
