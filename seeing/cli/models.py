@@ -2,27 +2,34 @@
 
 from __future__ import annotations
 
-import sys
+from dataclasses import asdict
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
-from seeing.cli.terminal import UserError
+from seeing.cli.options import AsJson
+from seeing.cli.terminal import UserError, console, show_json
 
 
 def models(
     family: Annotated[str | None, typer.Argument(help="One family: its geometry and its traps.")] = None,
+    as_json: AsJson = False,
 ) -> None:
     """List the families of models that are read, or describe one."""
+    from rich.table import Table
+
     from seeing.families.table import rows
 
     found = rows()
+    named = found
     if family is not None:
         named = [row for row in found if family in (row.name, *row.model_types)]
         if not named:
             raise UserError(f"no family {family!r}; there are {', '.join(row.name for row in found)}")
+    if as_json:
+        show_json([asdict(row) for row in named])
+        return
+    if family is not None:
         typer.echo("\n\n".join(row.about for row in named))
         return
     table = Table()
@@ -31,4 +38,4 @@ def models(
     for row in found:
         needs = ", ".join(row.needs) or "–"
         table.add_row(row.name, "\n".join(row.model_types), row.what, row.places, row.tower, needs)
-    Console(width=None if sys.stdout.isatty() else 160).print(table)
+    console(160).print(table)

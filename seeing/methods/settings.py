@@ -130,6 +130,15 @@ class Setting:
     kind: Kind
     default: Any
 
+    @property
+    def spelled(self) -> str:
+        """The default as it would be written."""
+        if isinstance(self.default, (bool, type(None))):
+            return str(self.default).lower()
+        if isinstance(self.default, tuple):
+            return "x".join(map(str, self.default))
+        return f"{self.default:g}" if isinstance(self.default, (int, float)) else str(said(self.default))
+
     def as_dict(self) -> dict[str, Any]:
         return {"name": self.name, "takes": self.kind.says, "default": said(self.default)}
 
@@ -188,4 +197,4 @@ def meant(word: str, known: Iterable[str]) -> str:
 def _listed(known: Mapping[str, Setting]) -> str:
     if not known:
         return "; it has no settings"
-    return "; its settings are " + ", ".join(f"{one.name}={said(one.default)}" for one in known.values())
+    return "; its settings are " + ", ".join(f"{one.name}={one.spelled}" for one in known.values())
