@@ -47,7 +47,7 @@ def parameter(module: nn.Module, name: str = "weight") -> Tensor | None:
 
 
 def kept(module: nn.Module, name: str = "weight") -> Callable[[], Tensor] | None:
-    """How `parameter` is had later, also while the module runs, when transformers has a share in its place."""
+    """How `parameter` is had later: also while the module runs, when transformers has shares in its place."""
     held = getattr(module, name, None)
     if isinstance(held, DTensor):
         return held.full_tensor

@@ -27,6 +27,7 @@ from torch import Tensor
 
 from seeing.data.samples import EvidenceSample
 from seeing.figures.patching import direct_map
+from seeing.parameters import parameter
 from seeing.probes.causal.effects import Measure, rival
 from seeing.probes.causal.pairs import Corruption, answer_ids, pairs, with_answer
 from seeing.probes.causal.patching import Patched, Sums, check_asked
@@ -225,10 +226,9 @@ class Decomposition:
         logits, ids = _unembedded(last, stream.normed), answer_ids(prompt)
         other = rival(logits, ids[:, 0]) if foil is None else _foil(prompt, foil)
         ids, other = ids[:, 0].to(logits.device), other.to(logits.device)
-        weight = last.head.weight
+        weight, bias = parameter(last.head), parameter(last.head, "bias")
         towards = (weight[ids] - weight[other]).detach().float().to(stream.last.device)
         frozen = FrozenNorm.at(last.norm, stream.last, stream.normed)
-        bias = getattr(last.head, "bias", None)
         constant = towards @ frozen.bias
         if bias is not None:
             constant = constant + (bias[ids] - bias[other]).detach().float()
