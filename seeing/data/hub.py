@@ -11,6 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from seeing.data.dataset import BadData
@@ -114,9 +115,16 @@ def _line(error: Exception) -> str:
     return " ".join(str(error).split())[:300] or type(error).__name__
 
 
-def _without_bytes(column: Any) -> Any:
-    """One row's value, without a picture's bytes: of a picture its path, of bytes nothing."""
+def _without_bytes(column: pa.ChunkedArray) -> Any:
+    """One row's value, without the bytes of pictures: of a picture its path, of several theirs."""
     kind = column.type
-    if kind.num_fields and kind.get_field_index("bytes") >= 0 and kind.get_field_index("path") >= 0:
+    if _is_picture(kind):
         return {"path": pc.struct_field(column, "path")[0].as_py()}
-    return None if str(kind) in ("binary", "large_binary") else column[0].as_py()
+    if pa.types.is_list(kind) and _is_picture(kind.value_type):
+        return [{"path": path} for path in pc.struct_field(pc.list_flatten(column), "path").to_pylist()]
+    return None if pa.types.is_binary(kind) or pa.types.is_large_binary(kind) else column[0].as_py()
+
+
+def _is_picture(kind: pa.DataType) -> bool:
+    """Whether values are pictures as the library stores them, `{"bytes", "path"}`."""
+    return pa.types.is_struct(kind) and {one.name for one in kind} == {"bytes", "path"}
