@@ -52,10 +52,13 @@ def read_json(path: Path) -> Any:
     """What a JSON file holds. Raises BadData."""
     check_text(path)
     try:
-        return json.loads(path.read_text(encoding="utf-8-sig"))
+        text = path.read_text(encoding="utf-8-sig")
+        if text.strip():
+            return json.loads(text)
     except UnicodeDecodeError as error:
         raise BadData(f"{path} is not UTF-8 text ({error})") from error
     except RecursionError as error:
         raise BadData(f"{path} is nested too deeply") from error
     except ValueError as error:
         raise BadData(f"{path} is no JSON: {error}") from error
+    raise BadData(f"{path} is empty")
