@@ -43,7 +43,7 @@ SEED = From("seed", "the study's seed", needed=False)
 DIMS = From("samples", "found on calibration samples")
 VECTORS = From("samples", "found on calibration samples, else a safetensors file")
 LOW, HIGH, THRESHOLD = (
-    From("samples", f"tuned on calibration samples, else {number}", number, needed=False)
+    From("samples", f"{number}, or tuned", number, needed=False)
     for number in (0.5, 1.5, 0.3)
 )
 LAST_THIRD = From("model", "the last third, behind the heads", needed=False)
@@ -85,7 +85,9 @@ class Recipe:
         """What has to be there: "layers" or "heads" of a profile, calibration "samples", evidence "boxes"."""
         defaults = [one.default for name, one in self.settings.items() if name not in given]
         found = {one.source for one in defaults if isinstance(one, From) and one.needed}
-        return frozenset(found | ({"boxes"} if self.boxes and given.get("target") != "image" else set()))
+        if self.boxes and given.get("target") != "image":
+            found.add("boxes")
+        return frozenset(found | ({"samples"} if given.get("tune") else set()))
 
 
 RECIPES: dict[str, Recipe] = {}
@@ -242,12 +244,13 @@ def adaptvis(
     low: Number = LOW,
     high: Number = HIGH,
     threshold: Number = THRESHOLD,
+    tune: Flag = False,
 ) -> Method:
     """Scores on the picture scaled by how sure the first token is."""
     given = {"low": low, "high": high, "threshold": threshold}
     fixed = {name: one for name, one in given.items() if not isinstance(one, From)}
-    if at.samples and len(fixed) < 3:
-        return tuned(at.vlm, at.samples, **fixed)
+    if tune:
+        return tuned(at.vlm, at.calibration(), **fixed)
     return m.adaptvis(**{name: or_else(one) for name, one in given.items()})
 
 

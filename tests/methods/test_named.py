@@ -181,6 +181,7 @@ def test_what_a_method_needs_is_known_before_a_model_is():
         "var:dims=3": set(),
         "vista": {"samples"},
         "adaptvis": set(),
+        "adaptvis:tune=true": {"samples"},
         "random_region": set(),
     }
     assert {text: set(one(text).needs) for text in needs} == needs
@@ -220,7 +221,7 @@ def test_adaptvis_is_tuned_on_calibration_samples(trained, calibration):
 
     some = calibration[:6]
     prompt = trained.prompts(some, "qa")
-    method = one("adaptvis:low=0.05:high=4").build(trained, samples=some).method
+    method = one("adaptvis:low=0.05:high=4:tune=true").build(trained, samples=some).method
     assert (method.low, method.high) == (0.05, 4)
     every = cuts(method.confidence(trained, prompt).double())
     assert len(every) == 7
@@ -228,8 +229,10 @@ def test_adaptvis_is_tuned_on_calibration_samples(trained, calibration):
     assert right(method) == max(scores) > min(scores)
 
 
-def test_adaptvis_without_calibration_samples_has_its_papers_numbers(trained):
-    assert one("adaptvis").build(trained).method == methods.adaptvis()
+def test_adaptvis_has_its_papers_numbers_unless_it_is_to_be_tuned(trained, calibration):
+    assert one("adaptvis").build(trained, samples=calibration).method == methods.adaptvis()
+    with pytest.raises(BadMethod, match="calibrated on samples, and there are none"):
+        one("adaptvis:tune=true").build(trained)
 
 
 def test_vectors_are_found_on_samples_or_read_from_a_file(trained, calibration, tmp_path):
