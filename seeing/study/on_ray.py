@@ -11,7 +11,7 @@ import logging
 import os
 import warnings
 import weakref
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from seeing.study.answering import Worker
@@ -55,12 +55,14 @@ class OnRay:
                 raise StudyError(f"{name} of a worker is 0 or more, got {value}")
         self.workers, self.address, self.num_gpus, self.num_cpus = workers, address, num_gpus, num_cpus
         self.make = opened
+        #: Ends the cluster, where this engine has started it.
+        self.close: Callable[[], Any] = _nothing
         _ray()
 
     def prepare(self, job: Job) -> Prepared:
         """Open the job's model on one worker, and look at it."""
         _check_travels(job)
-        ray, share = _ray(), self._connected()
+        ray, share = _ray(), self.connected()
         with said_as_ours(job.name):
             # The process ends with the task, and lets go of the model that it opened.
             remote = ray.remote(num_cpus=share.cpus, num_gpus=share.gpus, max_calls=1, max_retries=RESTARTS)
@@ -78,7 +80,7 @@ class OnRay:
         tasks = list(tasks)
         if not tasks:
             return
-        share = self._connected()
+        share = self.connected()
         with said_as_ours(job.name):
             left = yield from rounds(
                 lambda sent: answers(self.make, (job, share.threads, os.getcwd()), sent, share), tasks
@@ -86,12 +88,12 @@ class OnRay:
         if left:
             raise StudyError(_given_up(job, left))
 
-    def _connected(self) -> Share:
-        """What each worker gets of the cluster, which is connected to now."""
+    def connected(self) -> Share:
+        """Connect to the cluster. Gives what each worker gets of it."""
         ray = _ray()
         if not ray.is_initialized():
             _connect(ray, self.address)
-            weakref.finalize(self, ray.shutdown)
+            self.close = weakref.finalize(self, ray.shutdown)
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         share = Share.of(nodes, self.workers, self.num_gpus, self.num_cpus)
         cpus, gpus = (sum(node.get(name, 0) for node in nodes) for name in ("CPU", "GPU"))
@@ -102,6 +104,10 @@ class OnRay:
                 stacklevel=3,
             )
         return share
+
+
+def _nothing() -> None:
+    """There is no cluster to end."""
 
 
 def opened(job: Job, threads: int, folder: str) -> Worker:
