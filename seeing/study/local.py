@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from seeing.study.answering import Worker
 from seeing.study.job import Job
@@ -12,6 +12,7 @@ from seeing.study.units import Entry, Task
 from seeing.vlm import VLM
 
 
+@runtime_checkable
 class Engine(Protocol):
     """What answers a study's units, somewhere."""
 

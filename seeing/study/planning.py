@@ -224,19 +224,19 @@ def _methods(methods: Any) -> tuple[Named, ...]:
 
 
 def _models(models: Any) -> list[tuple[str, Any]]:
-    found = [
-        (
-            (one._module.config.name_or_path or type(one._module).__name__)
-            if isinstance(one, VLM)
-            else str(one),
-            one,
-        )
-        for one in _several(models)
-    ]
+    found = [(_name_of(one) if isinstance(one, VLM) else str(one), one) for one in _several(models)]
+    if not found:
+        raise StudyError("a study needs a model")
     names = [name for name, _ in found]
     if twice := {name for name in names if names.count(name) > 1}:
         raise StudyError(f"models are told apart by their names, and {sorted(twice)} stands twice")
     return found
+
+
+def _name_of(vlm: VLM) -> str:
+    """What an open model is called: its hub id, or the name of the folder that it was read from."""
+    said = vlm._module.config.name_or_path or type(vlm._module).__name__
+    return Path(said).name if Path(said).exists() else said
 
 
 def _unique(data: list[Dataset], what: str) -> list[Dataset]:

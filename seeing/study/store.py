@@ -15,7 +15,8 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -136,21 +137,33 @@ class Store:
         self._locks.give(unit.number)
 
     def write(self, unit: Unit, entry: Entry) -> None:
-        """Put an entry on the disk."""
-        append_line(self._journal(unit), entry.as_dict())
+        """Put an entry on the disk. Raises `StudyError` where the disk takes no more."""
+        with self._writing():
+            append_line(self._journal(unit), entry.as_dict())
 
     def seal(self, unit: Unit) -> None:
-        """Turn a unit's journal into its Parquet file."""
+        """Turn a unit's journal into its Parquet file. Raises `StudyError` where the disk takes no more."""
         path = self._journal(unit)
         rows, failures = gathered(read_lines(path)[0])
-        if failures:
-            content = json.dumps(failures, indent=1, ensure_ascii=False).encode() + b"\n"
-            write_whole(self.folder / "failures" / f"{unit.name}.json", content)
-        write_whole(self._part(unit), parquet(rows))
-        path.unlink(missing_ok=True)
+        with self._writing():
+            if failures:
+                content = json.dumps(failures, indent=1, ensure_ascii=False).encode() + b"\n"
+                write_whole(self.folder / "failures" / f"{unit.name}.json", content)
+            write_whole(self._part(unit), parquet(rows))
+            path.unlink(missing_ok=True)
 
     def sealed(self, unit: Unit) -> bool:
         return self._part(unit).exists()
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise StudyError(
+                f"can't write to {self.folder}: {error.strerror or error}; what was finished is kept, and "
+                f"the same words go on with it"
+            ) from error
 
     def _journal(self, unit: Unit) -> Path:
         return self.folder / "journal" / f"{unit.name}.jsonl"
