@@ -17,7 +17,6 @@ the default.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 import torch
@@ -28,8 +27,9 @@ from scipy import ndimage
 from torch import Tensor
 
 from seeing.grid import Box, Scores, VisualGrid, coverage, token_scores
+from seeing.mosaic import BEYOND, TRUNCATE, Mosaic
 
-BOUNDARIES = ("nearest", "reflect")
+BOUNDARIES = tuple(BEYOND)
 
 Grids = Float[np.ndarray, "*batch rows cols"]
 Canvas = Float[np.ndarray, "*batch height width"]
@@ -82,16 +82,21 @@ def smooth(canvas: Canvas, sigma: float = 0.5, boundary: str = "nearest") -> Can
             mirrored, which is the authors' choice (see the module's docstring for what it does to wide
             blurs).
     """
+    pixels = _pixels(sigma, boundary, canvas.shape[-2:])
+    if pixels == 0:
+        return canvas.copy()
+    return ndimage.gaussian_filter(canvas, pixels, mode=boundary, truncate=TRUNCATE, axes=(-2, -1))
+
+
+def _pixels(sigma: float, boundary: str, size: tuple[int, ...]) -> float:
+    """A blur's σ in pixels. ValueError for a σ that is no share of a side, and for an unknown boundary."""
     if boundary not in BOUNDARIES:
         raise ValueError(f"expected a boundary among {', '.join(BOUNDARIES)}, found {boundary!r}")
     if not 0 <= sigma <= 5:
         raise ValueError(
             f"expected sigma as a share of the shorter side, 0 to 5, found {sigma}: is it in pixels?"
         )
-    if sigma == 0:
-        return canvas.copy()
-    pixels = sigma * min(canvas.shape[-2:])
-    return ndimage.gaussian_filter(canvas, pixels, mode=boundary, truncate=4.0, axes=(-2, -1))
+    return sigma * min(size)
 
 
 def normalize(canvas: Canvas) -> Canvas:
@@ -121,21 +126,23 @@ def onto_image(canvas: Float[np.ndarray, "*batch view_height view_width"], grid:
     if grid.view.is_whole(grid.image_size):
         return canvas.copy()
     (width, height), (x0, y0, x1, y1) = grid.image_size, grid.view.box
-    scale = np.array([canvas.shape[-2] / (y1 - y0), canvas.shape[-1] / (x1 - x0)])
-    # a pixel's centre is half a pixel into it, on either side of the map
-    offset = (0.5 - np.array([y0, x0])) * scale - 0.5
-    resample = partial(
-        ndimage.affine_transform,
-        matrix=scale,
-        offset=offset,
-        output_shape=(height, width),
-        order=1,
-        mode="nearest",
-    )
-    maps = [resample(one) for one in canvas.reshape(-1, *canvas.shape[-2:])]
     ys, xs = np.arange(height) + 0.5, np.arange(width) + 0.5
+    # a pixel's centre is half a pixel into it, on either side of the map
+    canvas = _between(canvas, (ys - y0) * canvas.shape[-2] / (y1 - y0) - 0.5, axis=-2)
+    canvas = _between(canvas, (xs - x0) * canvas.shape[-1] / (x1 - x0) - 0.5, axis=-1)
     inside = np.outer((ys >= y0) & (ys <= y1), (xs >= x0) & (xs <= x1))
-    return np.where(inside, np.reshape(maps, (*canvas.shape[:-2], height, width)), 0.0)
+    return np.where(inside, canvas, 0.0)
+
+
+def _between(
+    canvas: Float[np.ndarray, "*shape"], at: Float[np.ndarray, " point"], axis: int
+) -> Float[np.ndarray, "*resampled"]:
+    """Values at points of an axis, linear between its pixels; beyond the last one they go on."""
+    at = at.clip(0, canvas.shape[axis] - 1)
+    before = np.floor(at).astype(int)
+    behind = np.minimum(before + 1, canvas.shape[axis] - 1)
+    share = np.expand_dims(at - before, -1) if axis == -2 else at - before
+    return canvas.take(before, axis) * (1 - share) + canvas.take(behind, axis) * share
 
 
 def evidence_map(
@@ -143,8 +150,9 @@ def evidence_map(
 ) -> Canvas:
     """Where the evidence is, in [0, 1], for every pixel of the original image (VEA, steps C and D).
 
-    denoise (each level's grid by itself) → paint → smooth → normalize → onto_image. The paper's ablations are
-    denoise=False and sigma=0; its authors' boundary is "reflect".
+    denoise (each level's grid by itself) → paint → smooth → normalize → onto_image; paint and smooth are one
+    step, to rounding the same (`mosaic`). The paper's ablations are denoise=False and sigma=0; its authors'
+    boundary is "reflect".
 
     Args:
         scores: one score ≥ 0 a visual token, for example attention from the last prompt token, mean over the
@@ -153,7 +161,8 @@ def evidence_map(
         boundary: see `smooth`.
     """
     scores = denoise_tokens(scores, grid) if denoise else scores
-    return onto_image(normalize(smooth(paint(scores, grid), sigma, boundary)), grid)
+    pixels = _pixels(sigma, boundary, grid.view.size)
+    return onto_image(normalize(Mosaic.of(scores, grid).blurred(pixels, boundary)), grid)
 
 
 def denoise_tokens(
