@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from seeing.operations import Branch, Link
 from seeing.order import Order
-from seeing.parameters import AtHand, kept
+from seeing.parameters import AtHand, parameter
 from seeing.sites import Derived, Spot, own_rows, put_first, take_first
 
 
@@ -59,7 +59,7 @@ class HeadMap:
     def __init__(self, out: nn.Module, layer: nn.Module, links: Sequence[Link]):
         self.out, self.layer = getattr(out, "linear", out), layer
         self.links = [link for link in links if not _is_identity(link.module)]
-        self.weight, self.bias_of = _readable(self.out), kept(self.out, "bias")
+        self.weight, self.biased = _readable(self.out), self.out.bias is not None
         for link in self.links:
             if not link.known:
                 raise NotLinear("a step behind the attention depends on the input")
@@ -79,11 +79,11 @@ class HeadMap:
     def total(self, shares: Tensor, z: Tensor) -> Tensor:
         """What the shares of all heads add up to at the stream, the projection's bias with them."""
         total = shares.sum(2)
-        return total if self.bias_of is None else total + self.bias(z)
+        return total + self.bias(z) if self.biased else total
 
     def bias(self, z: Tensor) -> Tensor:
         """What the projection's bias adds: (d_model,), or (batch, pos, d_model) behind a norm."""
-        bias = self.bias_of().to(z.dtype)
+        bias = parameter(self.out, "bias").to(z.dtype)
         if not self.links:
             return bias
         return bias * self._scale(self._projected(z))
@@ -91,7 +91,7 @@ class HeadMap:
     def _scale(self, shares: Tensor) -> Tensor:
         """By what each coordinate of the projection's output is multiplied on its way to the stream."""
         value = shares.sum(2)
-        value = value if self.bias_of is None else value + self.bias_of().to(value.dtype)
+        value = value + parameter(self.out, "bias").to(value.dtype) if self.biased else value
         scale = torch.ones_like(value)
         for link in self.links:
             if link.module is None:
@@ -110,7 +110,7 @@ def _readable(out: nn.Module) -> Callable[[], Tensor]:
     weight = getattr(out, "weight", None)
     if isinstance(weight, Tensor):
         if weight.is_floating_point() and weight.ndim == 2 and not hasattr(weight, "quant_state"):
-            return kept(out)
+            return functools.partial(parameter, out)
         if getattr(weight, "quant_state", None) is not None:
             return functools.partial(_from_4_bit, out)
         if getattr(weight, "SCB", None) is not None:

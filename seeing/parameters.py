@@ -8,11 +8,18 @@ stream, what early layers would answer) asks here instead of the module.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
-
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
+
+#: Where a module keeps its shares, under a name of ours.
+_SHARES = "_seeing_shares"
+
+
+def remember_shares(module: nn.Module) -> None:
+    """Note the shares that a module holds: while it runs, transformers has plain tensors in their place."""
+    vars(module)[_SHARES] = {
+        name: one for name, one in module._parameters.items() if isinstance(one, DTensor)
+    }
 
 
 class AtHand:
@@ -25,17 +32,17 @@ class AtHand:
         self.module = module
 
     def __enter__(self) -> nn.Module:
-        own = self.module._parameters
+        own, shares = self.module._parameters, vars(self.module).get(_SHARES, {})
         away = any(one is not None and one.is_meta for one in own.values())
         self.hook = vars(self.module).get("_hf_hook") if away else None
         if self.hook is not None:
             self.hook.pre_forward(self.module)
-        self.shares = {name: one for name, one in own.items() if isinstance(one, DTensor)}
-        own.update({name: share.full_tensor() for name, share in self.shares.items()})
+        self.before = {name: own[name] for name in shares}
+        own.update({name: share.full_tensor() for name, share in shares.items()})
         return self.module
 
     def __exit__(self, *error: object) -> None:
-        self.module._parameters.update(self.shares)
+        self.module._parameters.update(self.before)
         if self.hook is not None:
             self.hook.post_forward(self.module, None)
 
@@ -44,11 +51,3 @@ def parameter(module: nn.Module, name: str = "weight") -> Tensor | None:
     """A parameter of ``module``, whole and in memory; None where it has none of this name."""
     with AtHand(module):
         return getattr(module, name, None)
-
-
-def kept(module: nn.Module, name: str = "weight") -> Callable[[], Tensor] | None:
-    """How `parameter` is had later: also while the module runs, when transformers has shares in its place."""
-    held = getattr(module, name, None)
-    if isinstance(held, DTensor):
-        return held.full_tensor
-    return None if held is None else partial(parameter, module, name)

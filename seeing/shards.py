@@ -28,6 +28,7 @@ from transformers.distributed import DistributedConfig
 from transformers.distributed.parallel_utils import ALL_PARALLEL_STYLES, _get_parameter_plan
 
 from seeing.kernels import Kernel
+from seeing.parameters import remember_shares
 
 #: What a configuration calls the numbers of its heads; every process holds as many.
 _HEADS = ("num_attention_heads", "num_key_value_heads", "num_global_key_value_heads")
@@ -120,6 +121,8 @@ class Shards(TPFragments):
 
     def instrument(self, envoy: Any) -> None:
         super().instrument(envoy)
+        if self.enabled:
+            remember_shares(envoy._module)
         for side, width in (("input", "in_features"), ("output", "out_features")):
             mesh, placement = self.tp_rules.get(place := f"{envoy.path}.{side}", (None, None))
             if isinstance(placement, Shard):
