@@ -12,8 +12,9 @@ from rich.console import Console
 
 from seeing.cli.terminal import UserError
 
+#: What a file's name ends in, for each format.
 FORMATS = {
-    "terminal": "",
+    "terminal": ".txt",
     "markdown": ".md",
     "latex": ".tex",
     "csv": ".csv",

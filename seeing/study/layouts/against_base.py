@@ -82,7 +82,7 @@ def _left_out(numbers: pd.DataFrame) -> Iterator[str]:
     if not pd.isna(most) and most:
         yield (
             "Means are over the samples that a method answered, differences over those that both answered; "
-            f"a difference leaves out up to {counted(most, 'sample')}."
+            f"a difference leaves out up to {counted(int(most), 'sample')}."
         )
 
 
