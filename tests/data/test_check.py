@@ -75,12 +75,12 @@ def test_progress_is_told_to_the_last_sample(mixed):
 
 def test_one_picture_is_held_at_a_time(lines, monkeypatch):
     data = open_data(lines(*(visual_cot(i % 4) for i in range(30))))
-    alive, counts, read = weakref.WeakSet(), [], data.sample
+    pictures, counts, read = [], [], data.sample
 
     def watched(i):
         sample = read(i)
-        alive.add(sample.image)
-        counts.append(len(alive))
+        pictures.append(weakref.ref(sample.image))
+        counts.append(sum(one() is not None for one in pictures))
         return sample
 
     monkeypatch.setattr(data, "sample", watched)
