@@ -16,9 +16,12 @@ from seeing.cli.data import data
 from seeing.cli.demo import demo
 from seeing.cli.methods import methods
 from seeing.cli.models import models
+from seeing.cli.probe import HELP as PROBE_HELP
+from seeing.cli.probe import probe
+from seeing.cli.profile import profile
 from seeing.cli.study import study
 from seeing.cli.table import table
-from seeing.cli.terminal import UserError, fail
+from seeing.cli.terminal import UserError, fail, prose
 
 app = typer.Typer(
     add_completion=False,
@@ -26,14 +29,18 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Did the model see the evidence, and did its answer use what it saw?",
 )
-app.command(epilog="Example: [bold]seeing models gemma3[/bold]")(models)
-app.command(epilog="Example: [bold]seeing methods pai[/bold]")(methods)
-app.command(epilog="Example: [bold]seeing demo --limit 64 --out demo[/bold]")(demo)
-app.command(epilog='Example: [bold]seeing ask photo.jpg "what digit is on the blue circle ?"[/bold]')(ask)
-app.command(
-    epilog="Example: [bold]seeing study --model plates-tiny --data plates:64 --methods base,vea --out out[/bold]"
-)(study)
-app.command(epilog="Example: [bold]seeing table out --layout paper -o table.tex[/bold]")(table)
+for command, example in {
+    models: "seeing models gemma3",
+    methods: "seeing methods pai",
+    demo: "seeing demo --limit 64 --out demo",
+    ask: 'seeing ask photo.jpg "what digit is on the blue circle ?" --method pai --out looked.png',
+    profile: "seeing profile --model plates-tiny --data plates:calibration:100 -o profile.json",
+    probe: "seeing probe evidence --model plates-tiny --data plates:64 -o evidence.csv -o evidence.html",
+    study: "seeing study --model plates-tiny --data plates:64 --methods base,pai,oracle --out results",
+    table: "seeing table results --layout paper -o table.tex",
+}.items():
+    about = PROBE_HELP if command is probe else prose(command.__doc__)
+    app.command(help=about, epilog=f"Example: [bold]{example}[/bold]")(command)
 app.add_typer(data, name="data")
 
 #: What typer raises for a wrong command line: the class above the one that it names in public.

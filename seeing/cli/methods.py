@@ -24,8 +24,8 @@ def methods(
 ) -> None:
     """List the methods that --methods takes by name, or the settings of one.
 
-    A method is written NAME:setting=value:setting=value. Beside names stand edits that were saved (mine.json),
-    and Python files (mine.py) that define METHODS = {"name": method}.
+    A method is written NAME:setting=value:setting=value. Beside names stand saved edits (mine.json) and
+    Python files (mine.py) that define METHODS = {"name": method}.
     """
     from seeing.methods.recipes import RECIPES
     from seeing.methods.settings import meant

@@ -27,6 +27,12 @@ def fail(message: str) -> None:
     sys.exit(2)
 
 
+def prose(text: str | None) -> str:
+    """A docstring as help: paragraphs that the terminal may break where it likes."""
+    paragraphs = (text or "").strip().split("\n\n")
+    return "\n\n".join(" ".join(one.split()) for one in paragraphs)
+
+
 def positive(option: str, value: int) -> None:
     if value < 1:
         raise UserError(f"{option} is 1 or more, got {value}")
@@ -97,8 +103,10 @@ def load(
         # The tensors of an embedded model are so small that a second thread mostly waits for the first.
         torch.set_num_threads(1)
     given = dict(revision=revision, dtype=dtype, device_map=device_map, attn_implementation=attn)
-    with mistakes():
-        return load(model, check, **{name: value for name, value in given.items() if value is not None})
+    given = {name: value for name, value in given.items() if value is not None}
+    # The options are all that can be wrong with an embedded model.
+    with mistakes(*((ValueError, TypeError, RuntimeError, ImportError) if given and model in ZOO else ())):
+        return load(model, check, **given)
 
 
 def readable(data: Dataset) -> Iterator[EvidenceSample]:

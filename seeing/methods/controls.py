@@ -22,6 +22,7 @@ from seeing.methods.method import (
     Edited,
     HeadTable,
     Method,
+    Shown,
     grids_of,
     highlight_windows,
     positions_mask,
@@ -53,10 +54,14 @@ class OracleHighlight(Method):
     alpha: float = 0.5
     about = "dim all but the annotated evidence"
 
-    def answer(self, vlm: VLM, prompt: Prompt) -> Answers:
+    def shown(self, vlm: VLM, prompt: Prompt) -> Shown:
         prompt.evidence()  # refuses a row whose evidence is unknown or out of sight: all of it would be dim
         maps = [box_map(turn.images[0].size, turn.boxes) for turn in prompt.turns]
-        return vlm.with_edits(Highlight(maps, self.alpha)).answer(prompt)
+        return vlm.with_edits(Highlight(maps, self.alpha)), prompt
+
+    def answer(self, vlm: VLM, prompt: Prompt) -> Answers:
+        edited, prompt = self.shown(vlm, prompt)
+        return edited.answer(prompt)
 
 
 @dataclass(frozen=True)
@@ -93,9 +98,13 @@ class RandomHighlight(Method):
     seed: int = 0
     about = "dim all but a random window"
 
-    def answer(self, vlm: VLM, prompt: Prompt) -> Answers:
+    def shown(self, vlm: VLM, prompt: Prompt) -> Shown:
         windows = random_windows(prompt, self.window, self.seed)
-        return vlm.with_edits(highlight_windows(prompt, windows, self.alpha)).answer(prompt)
+        return vlm.with_edits(highlight_windows(prompt, windows, self.alpha)), prompt
+
+    def answer(self, vlm: VLM, prompt: Prompt) -> Answers:
+        edited, prompt = self.shown(vlm, prompt)
+        return edited.answer(prompt)
 
 
 def ablate_heads(heads: Any, to: str = "zero", source: Any = None) -> Edited:
