@@ -221,7 +221,7 @@ def test_permutation_p_of_outcomes_is_mcnemar_s():
     small = outcomes(both=30, only_base=2, only_other=8, neither=5)
     assert permutation_p(*small) == pytest.approx(mcnemar(*small).p)
     many = outcomes(both=100, only_base=60, only_other=85, neither=20)
-    assert permutation_p(*many) == pytest.approx(mcnemar(*many).p, abs=0.005)
+    assert permutation_p(*many) == pytest.approx(mcnemar(*many).p, abs=0.007)
 
 
 def test_permutation_p_drawn_is_near_the_one_that_was_counted():
@@ -231,7 +231,7 @@ def test_permutation_p_drawn_is_near_the_one_that_was_counted():
     exact = permutation_p(base, other)
     drawn = permutation_p([*base, 0.0], [*other, 1e-10])
     assert drawn != exact
-    assert drawn == pytest.approx(exact, abs=0.012)
+    assert drawn == pytest.approx(exact, abs=0.015)
     assert permutation_p([*base, 0.0], [*other, 1e-10]) == drawn
     assert permutation_p([*base, 0.0], [*other, 1e-10], seed=1) != drawn
 
@@ -239,7 +239,7 @@ def test_permutation_p_drawn_is_near_the_one_that_was_counted():
 def test_permutation_p_at_the_ends():
     assert permutation_p([0.3, 0.7], [0.3, 0.7]) == 1.0
     assert permutation_p([0.1] * 5, [0.2] * 5) == pytest.approx(2 / 2**5)
-    assert permutation_p([0.1] * 60, [0.2] * 60) == pytest.approx(1 / 20_001)
+    assert permutation_p([0.1] * 60, [0.2] * 60) == pytest.approx(1 / 10_001)
     with pytest.raises(ValueError, match="drop the pair"):
         permutation_p([0.1, np.nan], [0.1, 0.2])
 

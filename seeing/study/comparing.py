@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -100,18 +101,15 @@ def base_of(study: Study, base: str | None) -> str | None:
 class Group:
     """One model and data set: the scores of every method, sample by sample."""
 
-    def __init__(self, study: Study, model: str, data: str):
-        rows, failures = study.rows, study.failures
-        self.model, self.data = model, data
-        self._rows = rows[(rows["model"] == model) & (rows["data"] == data)]
-        self._failures = failures[(failures["model"] == model) & (failures["data"] == data)]
-        there = {*self._rows["method"], *self._failures["method"].dropna()}
-        # what failed before any method was tried failed under each of them
-        self.methods = (
-            study.methods
-            if self._failures["method"].isna().any() and not there
-            else tuple(name for name in study.methods if name in there)
-        )
+    def __init__(
+        self, model: str, data: str, rows: pd.DataFrame, failures: pd.DataFrame, methods: Sequence[str]
+    ):
+        self.model, self.data, self._rows = model, data, rows
+        self._answered = dict(list(rows.groupby("method")["sample"]))
+        self._failures = failures
+        there = {*self._answered, *failures["method"].dropna()}
+        #: Those that were begun; what failed before any method was tried failed under each of them.
+        self.methods = tuple(name for name in methods if name in there or not there)
 
     def scores(self, metric: Metric) -> Float[np.ndarray, "method sample"]:
         """The scores, each sample in one place; NaN where a method has none."""
@@ -123,16 +121,16 @@ class Group:
         """Samples that have a failure and no row under a method."""
         own = self._failures["method"]
         lost = set(self._failures.loc[own.isna() | (own == method), "sample"])
-        return len(lost - set(self._rows.loc[self._rows["method"] == method, "sample"]))
+        return len(lost - set(self._answered.get(method, ()))) if lost else 0
 
 
 def groups(study: Study) -> Iterator[Group]:
     """Every model and data set of a study that was begun."""
-    for model in study.models:
-        for data in study.data:
-            group = Group(study, model, data)
-            if group.methods:
-                yield group
+    rows, failures = (dict(list(frame.groupby(["model", "data"]))) for frame in (study.rows, study.failures))
+    for key in product(study.models, study.data):
+        if key in rows or key in failures:
+            own = rows.get(key, study.rows.iloc[:0]), failures.get(key, study.failures.iloc[:0])
+            yield Group(*key, *own, study.methods)
 
 
 def compare(
@@ -172,57 +170,79 @@ def _lines(
 ) -> Iterator[dict[str, Any]]:
     scores = group.scores(metric)
     outcomes = bool(np.isin(scores[~np.isnan(scores)], (0.0, 1.0)).all())
-    means = _means(scores, outcomes, level, seed)
-    against = scores[group.methods.index(base)] if base in group.methods else None
-    for place, method in enumerate(group.methods):
-        line = {
+    means = (_of_outcomes if outcomes else _of_graded)(scores, level, seed)
+    against: list[dict[str, Any]] = [{} for _ in means]
+    if base in group.methods:
+        own = scores[group.methods.index(base)]
+        compared = _outcomes_against if outcomes else _graded_against
+        against = [
+            {"base": base, **_pairs(own, row), **one}
+            for row, one in zip(scores, compared(own, scores, level, seed))
+        ]
+    for method, mean, change in zip(group.methods, means, against):
+        yield {
             "model": group.model,
             "data": group.data,
             "metric": metric.column,
             "method": method,
             "failed": group.failed(method),
-            **means[place],
+            **mean,
+            **(change if method != base else {}),
         }
-        if against is not None and method != base:
-            line |= {"base": base, **_against(against, scores[place], outcomes, level, seed)}
-        yield line
 
 
-def _means(
-    scores: Float[np.ndarray, "method sample"], outcomes: bool, level: float, seed: int
-) -> list[dict[str, Any]]:
-    if not scores.shape[1]:
-        return [{"n": 0} for _ in scores]
-    if outcomes:
-        counts = ((int(np.nansum(row)), int((~np.isnan(row)).sum())) for row in scores)
-        return [
-            {"n": n, "mean": right / n, **dict(zip(("low", "high"), wilson(right, n, level)))}
-            if n
-            else {"n": 0}
-            for right, n in counts
-        ]
+Scores = Float[np.ndarray, "method sample"]
+OfBase = Float[np.ndarray, " sample"]
+
+
+def _of_outcomes(scores: Scores, level: float, seed: int) -> list[dict[str, Any]]:
+    """Shares of what is right, and Wilson's intervals."""
+    found = []
+    for row in scores:
+        right, n = int(np.nansum(row)), int((~np.isnan(row)).sum())
+        low, high = wilson(right, n, level) if n else (np.nan, np.nan)
+        found.append({"n": n, "mean": right / n if n else np.nan, "low": low, "high": high})
+    return found
+
+
+def _of_graded(scores: Scores, level: float, seed: int) -> list[dict[str, Any]]:
+    """Means, and their bootstrap."""
     booted = bootstrap_mean(scores, seed, level)
     ends = zip(booted.n, booted.mean, booted.interval.low, booted.interval.high)
     return [dict(zip(("n", "mean", "low", "high"), one)) for one in ends]
 
 
-def _against(
-    base: Float[np.ndarray, " sample"],
-    other: Float[np.ndarray, " sample"],
-    outcomes: bool,
-    level: float,
-    seed: int,
-) -> dict[str, Any]:
-    both = ~np.isnan(base) & ~np.isnan(other)
-    either = ~np.isnan(base) | ~np.isnan(other)
-    found: dict[str, Any] = {"pairs": int(both.sum()), "left_out": int((either & ~both).sum())}
-    if not both.any():
-        return found
-    base, other = base[both], other[both]
-    difference = paired_difference(base, other, level, seed)
-    low, high = difference.interval
-    found |= {"difference": difference.mean, "difference_low": low, "difference_high": high}
-    if outcomes:
-        test = mcnemar(base, other)
-        return found | {"fixed": test.fixed, "broken": test.broken, "p": test.p}
-    return found | {"p": permutation_p(base, other, seed)}
+def _pairs(base: OfBase, other: OfBase) -> dict[str, Any]:
+    answered, as_well = ~np.isnan(base), ~np.isnan(other)
+    return {"pairs": int((answered & as_well).sum()), "left_out": int((answered ^ as_well).sum())}
+
+
+def _outcomes_against(base: OfBase, scores: Scores, level: float, seed: int) -> Iterator[dict[str, Any]]:
+    for row in scores:
+        both = ~np.isnan(base) & ~np.isnan(row)
+        if not both.any():
+            yield {}
+            continue
+        found, test = paired_difference(base[both], row[both], level), mcnemar(base[both], row[both])
+        yield {
+            **_difference(found.mean, *found.interval),
+            "fixed": test.fixed,
+            "broken": test.broken,
+            "p": test.p,
+        }
+
+
+def _graded_against(base: OfBase, scores: Scores, level: float, seed: int) -> Iterator[dict[str, Any]]:
+    # all at once: methods that answered the same samples are resampled alike, and in one go
+    booted = bootstrap_mean(scores - base, seed, level)
+    for row, mean, low, high in zip(scores, booted.mean, booted.interval.low, booted.interval.high):
+        both = ~np.isnan(base) & ~np.isnan(row)
+        yield (
+            {**_difference(mean, low, high), "p": permutation_p(base[both], row[both], seed)}
+            if both.any()
+            else {}
+        )
+
+
+def _difference(mean: float, low: float, high: float) -> dict[str, Any]:
+    return {"difference": mean, "difference_low": low, "difference_high": high}
