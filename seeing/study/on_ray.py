@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import pickle
 import warnings
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -61,12 +62,12 @@ class OnRay:
 
     def prepare(self, job: Job) -> Prepared:
         """Open the job's model on one worker, and look at it."""
-        _check_travels(job)
+        sent = _packed(job)
         ray, share = _ray(), self.connected()
         with said_as_ours(job.name):
             # The process ends with the task, and lets go of the model that it opened.
             remote = ray.remote(num_cpus=share.cpus, num_gpus=share.gpus, max_calls=1, max_retries=RESTARTS)
-            found = ray.get(remote(tried).remote(_look, job, share.threads, os.getcwd()))
+            found = ray.get(remote(tried).remote(_look, sent, share.threads, os.getcwd()))
         if isinstance(found, Raised):
             found.again()
         return found
@@ -76,15 +77,13 @@ class OnRay:
 
         Raises what `Worker` raises, and `StudyError` at the end for units that nobody could answer.
         """
-        _check_travels(job)
-        tasks = list(tasks)
+        sent, tasks = _packed(job), list(tasks)
         if not tasks:
             return
         share = self.connected()
+        told = (sent, share.threads, os.getcwd())
         with said_as_ours(job.name):
-            left = yield from rounds(
-                lambda sent: answers(self.make, (job, share.threads, os.getcwd()), sent, share), tasks
-            )
+            left = yield from rounds(lambda some: answers(self.make, told, some, share), tasks)
         if left:
             raise StudyError(_given_up(job, left))
 
@@ -110,23 +109,40 @@ def _nothing() -> None:
     """There is no cluster to end."""
 
 
-def opened(job: Job, threads: int, folder: str) -> Worker:
+def opened(sent: bytes, threads: int, folder: str) -> Worker:
     """What sits in each actor."""
-    return Worker(_settled(job, threads, folder))
+    return Worker(_unpacked(sent, threads, folder))
 
 
-def _look(job: Job, threads: int, folder: str) -> Prepared:
-    return prepare(_settled(job, threads, folder), job.open())
+def _look(sent: bytes, threads: int, folder: str) -> Prepared:
+    job = _unpacked(sent, threads, folder)
+    return prepare(job, job.open())
 
 
-def _settled(job: Job, threads: int, folder: str) -> Job:
-    """Make this process the like of the one that sent the job."""
+def _packed(job: Job) -> bytes:
+    """A job on its way to another process. Raises `StudyError` for one that has to stay."""
+    if not job.travels:
+        raise StudyError(
+            f"{job.name} is an open model, which stays in its process; a study on Ray takes the name or the "
+            f"folder that it was loaded from"
+        )
+    try:
+        return _ray().cloudpickle.dumps(job)
+    except (TypeError, ValueError, AttributeError, pickle.PicklingError) as error:
+        raise StudyError(
+            f"something of the data, the methods or the loading of {job.name} can't be sent to another "
+            f"process: {error}"
+        ) from error
+
+
+def _unpacked(sent: bytes, threads: int, folder: str) -> Job:
+    """The job, in a process that is like the one that it comes from."""
     import torch
 
     torch.set_num_threads(threads)
     if os.path.isdir(folder):  # where folders are shared, relative paths mean the same
         os.chdir(folder)
-    return job
+    return pickle.loads(sent)
 
 
 def _connect(ray: Any, address: str | None) -> None:
@@ -140,14 +156,6 @@ def _connect(ray: Any, address: str | None) -> None:
             ray.init(address=address, **quiet)
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise StudyError(f"no Ray cluster at {address or 'this machine'}: {error}") from error
-
-
-def _check_travels(job: Job) -> None:
-    if not job.travels:
-        raise StudyError(
-            f"{job.name} is an open model, which stays in its process; a study on Ray takes the name or the "
-            f"folder that it was loaded from"
-        )
 
 
 def _given_up(job: Job, left: Sequence[Task]) -> str:

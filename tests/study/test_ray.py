@@ -4,12 +4,16 @@ One local cluster of Ray serves all tests. Workers are real processes and really
 not matter, a stand-in answers that needs no torch, because a process that does takes seconds to start.
 """
 
+import contextlib
 import os
+import random
 import re
 import shlex
 import signal
 import sys
+import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -19,7 +23,6 @@ from typer.testing import CliRunner
 from seeing import study
 from seeing.cli import app
 from seeing.loading import CannotLoad
-from seeing.methods.settings import BadMethod
 from seeing.study import planning, pool
 from seeing.study.columns import KEY
 from seeing.study.on_ray import OnRay, opened
@@ -69,42 +72,70 @@ def stand_in(answer):
 # -- the rows ------------------------------------------------------------------------------------------
 
 
-def test_a_worker_is_killed_and_the_rows_are_those_of_the_local_engine(engine, tmp_path, monkeypatch):
-    """The study of the page, in which a worker is killed in the midst of a unit."""
-    mark = tmp_path / "killed"
+def deadly(folder, deaths, chance):
+    """Workers that kill themselves, behind an entry, so many times in all."""
 
-    def deadly(job, threads, folder):
-        worker = opened(job, threads, folder)
+    def make(*told):
+        worker = opened(*told)
         answer = worker.answer
 
         def answer_and_die(task):
-            for number, entry in enumerate(answer(task)):
+            for entry in answer(task):
                 yield entry
-                if number == 1 and not mark.exists():
-                    mark.touch()
-                    os.kill(os.getpid(), signal.SIGKILL)
+                died = len(list(folder.iterdir()))
+                if died < deaths and random.random() < chance:
+                    with contextlib.suppress(FileExistsError):  # where another was faster
+                        (folder / f"{died}").touch(exist_ok=False)
+                        os.kill(os.getpid(), signal.SIGKILL)
 
         worker.answer = answer_and_die
         return worker
 
+    return make
+
+
+def same_rows(one, other):
+    """Every row once, and all columns as they are there."""
+    found, expected = (
+        each.rows.sort_values(list(KEY), ignore_index=True).drop(columns="seconds") for each in (one, other)
+    )
+    pd.testing.assert_frame_equal(found, expected, check_exact=True)
+
+
+def test_a_worker_is_killed_and_the_rows_are_those_of_the_local_engine(engine, tmp_path, monkeypatch):
+    """The study of the page, in which a worker is killed in the midst of a unit."""
+    (kills := tmp_path / "kills").mkdir()
     monkeypatch.chdir(tmp_path)
     engine.connected()
-    monkeypatch.setattr("seeing.study.on_ray.opened", deadly)
+
+    class Deadly(OnRay):
+        def __init__(self, workers):
+            super().__init__(workers)
+            self.make = deadly(kills, deaths=1, chance=1.0)
+
+    monkeypatch.setattr("seeing.study.on_ray.OnRay", Deadly)
     (block,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(), flags=re.DOTALL)
     exec(block, names := {})
-    assert mark.exists()
+    assert len(list(kills.iterdir())) == 1
     found = names["found"]
-    local = study.run("plates-tiny", "plates:136", "base,vea_in_pass:gain=2", tmp_path / "local")
-
-    def rows(one):
-        return one.rows.sort_values(list(KEY), ignore_index=True).drop(columns="seconds")
-
     assert len(found.rows) == 2 * 136
-    pd.testing.assert_frame_equal(rows(found), rows(local), check_exact=True)
     assert found.failures.empty
     assert not list((tmp_path / "results" / "journal").iterdir())
+    same_rows(found, study.run("plates-tiny", "plates:136", "base,vea_in_pass:gain=2", tmp_path / "local"))
 
 
+@pytest.mark.long
+def test_workers_are_killed_again_and_again(engine, tmp_path, monkeypatch):
+    (kills := tmp_path / "kills").mkdir()
+    asked = ("plates-tiny", "plates:600", "base,vea,vea_in_pass:gain=2")
+    monkeypatch.setattr(engine, "make", deadly(kills, deaths=8, chance=0.2))
+    found = study.run(*asked, tmp_path / "ray", engine=engine)
+    assert len(list(kills.iterdir())) == 8
+    assert len(found.rows) == 3 * 600
+    same_rows(found, study.run(*asked, tmp_path / "local"))
+
+
+@pytest.mark.long
 def test_a_model_that_there_is_not_is_said_as_it_is_without_ray(engine, tmp_path):
     where = str(tmp_path / "nowhere")
     with pytest.raises(CannotLoad) as local:
@@ -173,19 +204,27 @@ def test_a_worker_that_dies_while_it_opens_its_model_ends_the_study_with_a_line(
 
 def test_what_a_worker_raises_is_raised_here_and_ends_its_pool(share):
     def wrong(task):
-        if task.unit.number == 2:
-            raise BadMethod("no such head: 99")
+        if task.unit.number == 1:
+            raise StudyError("no such head: 99")
         yield Entry(task.unit.number, "a")
         yield Entry.end(task.unit)
 
-    with pytest.raises(BadMethod, match="no such head: 99") as raised:
-        list(answers(stand_in(wrong), (), tasks(3), share))
-    assert "raise BadMethod" in raised.value.__notes__[0]
+    with pytest.raises(StudyError, match="no such head: 99") as raised:
+        list(answers(stand_in(wrong), (), tasks(2), share))
+    assert re.search(r"In a worker on Ray:(.|\n)*test_ray.py.*in wrong", raised.value.__notes__[0])
     for _ in range(200):
         if ray.available_resources().get("CPU") == ray.cluster_resources()["CPU"]:
             break
         time.sleep(0.05)
     assert ray.available_resources()["CPU"] == ray.cluster_resources()["CPU"]
+
+
+def test_a_worker_that_can_not_be_made_says_why(share):
+    def make(name):
+        raise StudyError(f"no model {name}")
+
+    with pytest.raises(StudyError, match=r"^no model llava$"):
+        list(answers(make, ("llava",), tasks(2), share))
 
 
 def test_an_exception_that_can_not_travel_is_told():
@@ -255,6 +294,13 @@ def test_an_open_model_is_refused(trained, engine):
         engine.prepare(job)
     with pytest.raises(StudyError, match="open model, which stays in its process"):
         next(engine.run(job, tasks(1)))
+
+
+def test_a_data_set_that_can_not_be_sent_is_refused(engine):
+    (job,) = planning.plan("plates-tiny", "plates:2", "base").jobs
+    stuck = replace(job, load={"lock": threading.Lock()})
+    with pytest.raises(StudyError, match="of plates-tiny can't be sent to another process: cannot pickle"):
+        next(engine.run(stuck, tasks(1)))
 
 
 def test_the_commands_of_the_page_are_commands(tmp_path, monkeypatch):
