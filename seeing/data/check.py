@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from seeing.data.dataset import BadSample, Dataset
+from seeing.data.dataset import Dataset
+from seeing.data.failures import BadSample
 from seeing.rectangles import share_inside
 
 #: Failures that are shown of each kind.

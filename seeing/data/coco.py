@@ -12,9 +12,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from seeing.data.dataset import BadData
+from seeing.data.failures import BadData, Wrong
 from seeing.data.fields import Columns
-from seeing.data.pictures import Wrong
 from seeing.data.records import Records
 from seeing.data.spec import Spec
 

@@ -13,22 +13,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from seeing.data.failures import BadData, BadSample
 from seeing.data.samples import EvidenceSample
+from seeing.data.spec import Spec
 
-
-class BadData(ValueError):
-    """A data set that can't be opened at all."""
-
-
-class BadSample(ValueError):
-    """One sample that can't be had: its id, the reason in one line, and which kind of failure it is."""
-
-    def __init__(self, id: str, reason: str, kind: str = "broken sample") -> None:
-        super().__init__(id, reason, kind)
-        self.id, self.reason, self.kind = id, " ".join(reason.split()), kind
-
-    def __str__(self) -> str:
-        return f"sample {self.id!r}: {self.reason}"
+__all__ = ["BadData", "BadSample", "Dataset", "First"]
 
 
 class Dataset(ABC):
@@ -53,8 +42,8 @@ class Dataset(ABC):
         """Sample `i`, its picture read now. Raises BadSample."""
 
     @abstractmethod
-    def contents(self, i: int) -> Any:
-        """What sample `i` says, without its picture, as JSON: what the fingerprint is taken of."""
+    def said(self, n: int) -> Iterator[Any]:
+        """What each of the first `n` samples says, its id too but not its picture, as JSON."""
 
     @property
     @abstractmethod
@@ -68,9 +57,8 @@ class Dataset(ABC):
     def fingerprint(self) -> str:
         """Hex digits that change with any id, question, answer, box or picture's name. Opens no picture."""
         found = hashlib.sha256()
-        for i in range(len(self)):
-            line = json.dumps([self.id(i), self.contents(i)], sort_keys=True, default=str)
-            found.update(line.encode() + b"\n")
+        for said in self.said(len(self)):
+            found.update(json.dumps(said, sort_keys=True, default=str).encode() + b"\n")
         return found.hexdigest()
 
     def first(self, n: int) -> Dataset:
@@ -114,8 +102,6 @@ class First(Dataset):
     """The first samples of another data set."""
 
     def __init__(self, whole: Dataset, n: int) -> None:
-        from seeing.data.spec import Spec
-
         self.whole, self.n, self.name = whole, n, whole.name
         self.spec = str(Spec.parse(whole.spec).with_options(limit=n))
 
@@ -128,8 +114,8 @@ class First(Dataset):
     def sample(self, i: int) -> EvidenceSample:
         return self.whole.sample(self._within(i))
 
-    def contents(self, i: int) -> Any:
-        return self.whole.contents(self._within(i))
+    def said(self, n: int) -> Iterator[Any]:
+        return self.whole.said(min(n, self.n))
 
     @property
     def has_boxes(self) -> bool:

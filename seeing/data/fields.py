@@ -14,8 +14,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
-from seeing.data.dataset import BadData
-from seeing.data.pictures import Wrong
+from seeing.data.failures import BadData, Wrong
 from seeing.data.spec import FIELDS
 from seeing.grid import Box
 
@@ -32,6 +31,8 @@ NAMES = MappingProxyType(
         "height": ("height",),
     }
 )
+#: Boxes of one sample. Areas of unions are exact, at a price that goes with the square of this.
+MAX_BOXES = 1000
 #: How boxes may be written. `fraction` is xyxy, as fractions of the width and the height.
 BOX_FORMATS = ("xyxy", "xywh", "fraction")
 
@@ -98,6 +99,8 @@ class Columns:
             found = [found]
         elif all(isinstance(one, (list, tuple)) and one and _nested(one) for one in found):
             found = [box for one in found for box in one]
+        if len(found) > MAX_BOXES:
+            raise Wrong("bad box", f"the record has {len(found)} boxes, expected {MAX_BOXES} at most")
         return [_four(box) for box in found]
 
     def in_pixels(self, boxes: Sequence[Box], size: tuple[int, int]) -> tuple[Box, ...]:

@@ -12,9 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from seeing.data.dataset import BadData
+from seeing.data.failures import BadData, Wrong
 from seeing.data.lines import check_text
-from seeing.data.pictures import Wrong
 from seeing.data.records import Records
 from seeing.data.spec import Spec
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
-from seeing.data.dataset import BadData, Dataset
+from seeing.data.dataset import Dataset
+from seeing.data.failures import BadData
 from seeing.data.plates import CHUNK, SPLITS, chunk_of_plates
 from seeing.data.records import unique_ids
 from seeing.data.samples import EvidenceSample
@@ -44,10 +45,11 @@ class Plates(Dataset):
     def sample(self, i: int) -> EvidenceSample:
         return _painted(self._split, self._seed, self._within(i) // CHUNK)[i % CHUNK]
 
-    def contents(self, i: int) -> Any:
-        # All follows from the split and the seed; the first questions and answers tell if drawing changes.
-        sample = _painted(self._split, self._seed, 0)[self._within(i)] if i < CHUNK else None
-        return sample and {"question": sample.question, "answers": sample.answers, "boxes": sample.boxes}
+    def said(self, n: int) -> Iterator[Any]:
+        yield {"split": self._split, "seed": self._seed, "n": n}
+        # All follows from these; the first questions and answers tell if drawing changes.
+        for sample in _painted(self._split, self._seed, 0)[:n]:
+            yield _words(sample)
 
     def first(self, n: int) -> Dataset:
         options = Spec.parse(self.spec).options
@@ -83,11 +85,10 @@ class Given(Dataset):
     def sample(self, i: int) -> EvidenceSample:
         return self._samples[self._within(i)]
 
-    def contents(self, i: int) -> Any:
-        sample = self._samples[self._within(i)]
-        pixels = hashlib.sha256(sample.image.tobytes()).hexdigest()
-        said = {"question": sample.question, "answers": sample.answers, "boxes": sample.boxes}
-        return {**said, "image": pixels, "size": sample.image.size}
+    def said(self, n: int) -> Iterator[Any]:
+        for sample in self._samples[:n]:
+            pixels = hashlib.sha256(sample.image.tobytes()).hexdigest()
+            yield {**_words(sample), "image": pixels, "size": sample.image.size}
 
     @property
     def has_boxes(self) -> bool:
@@ -102,6 +103,10 @@ class Given(Dataset):
 
     def __reduce__(self):
         return Given, (self._samples, self.name)
+
+
+def _words(sample: EvidenceSample) -> dict[str, Any]:
+    return {key: getattr(sample, key) for key in ("id", "question", "answers", "boxes")}
 
 
 @lru_cache(maxsize=2)

@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from seeing.data.dataset import BadData
+from seeing.data.failures import BadData
 from seeing.data.records import Records
 from seeing.data.spec import Spec
 

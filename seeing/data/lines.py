@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from seeing.data.dataset import BadData
+from seeing.data.failures import BadData
 
 #: How files begin that are no UTF-8 text, and what to do about it.
 _OTHERS = {
@@ -40,6 +40,13 @@ class Lines:
         with open(self.path, "rb", buffering=0) as file:
             file.seek(self.start[i])
             return file.read(self.end[i] - self.start[i])
+
+    def read_all(self, n: int) -> Iterator[bytes]:
+        """The first `n` records, in one go."""
+        with open(self.path, "rb") as file:
+            for start, end in zip(self.start[:n], self.end[:n], strict=True):
+                file.seek(start)
+                yield file.read(end - start)
 
 
 def check_text(path: Path) -> None:

@@ -17,7 +17,8 @@ from os import PathLike, fspath
 from pathlib import Path
 
 from seeing.data.coco import Coco, is_coco
-from seeing.data.dataset import BadData, BadSample, Dataset
+from seeing.data.dataset import Dataset
+from seeing.data.failures import BadData, BadSample
 from seeing.data.fields import Columns
 from seeing.data.folder import METADATA, JsonList, read_json
 from seeing.data.given import Given, Plates

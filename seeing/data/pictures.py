@@ -15,16 +15,8 @@ from typing import Any
 
 from PIL import Image
 
-from seeing.data.dataset import BadData
+from seeing.data.failures import BadData, Wrong
 from seeing.data.images import BadImage, ImageTooLarge, load_image
-
-
-class Wrong(Exception):
-    """What is wrong with a record: the kind of failure, and the reason."""
-
-    def __init__(self, kind: str, reason: str) -> None:
-        super().__init__(reason)
-        self.kind = kind
 
 
 @dataclass(frozen=True)
@@ -79,7 +71,7 @@ class Pictures:
                 try:
                     if (folder / one).is_file():
                         return folder / one
-                except OSError:  # a name that no file system takes
+                except (OSError, ValueError):  # a name that no file system takes
                     break
         places = " or ".join(str(folder) for folder in self.folders)
         raise Wrong("missing picture", f"no picture {name!r:.200} in {places}")

@@ -6,23 +6,21 @@ A reader says where record `i` is; everything else is the same for all of them a
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from seeing.data.dataset import BadData, BadSample, Dataset
+from seeing.data.dataset import Dataset
+from seeing.data.failures import BadData, BadSample, Wrong
 from seeing.data.fields import Columns, has_column
-from seeing.data.pictures import Pictures, Wrong
+from seeing.data.pictures import Pictures
 from seeing.data.samples import EvidenceSample
 from seeing.data.spec import Spec
 
 
 class Records(Dataset):
-    """Records by number, read as samples.
-
-    `positional` says that ids are the records' numbers, for sources whose records have none.
-    """
+    """Records by number, read as samples. Ids are the records' own, or else their numbers."""
 
     def __init__(self, spec: Spec, path: Path | None, name: str) -> None:
         folder = Path.cwd() if path is None else path if path.is_dir() else path.absolute().parent
@@ -40,6 +38,14 @@ class Records(Dataset):
         """Record `i` without the bytes of its picture. Raises Wrong."""
         return self.record(i)
 
+    def scan(self, n: int) -> Iterator[Mapping[str, Any] | Wrong]:
+        """The first `n` records without the bytes of their pictures, or what is wrong with them, in order."""
+        for i in range(n):
+            try:
+                yield self.light(i)
+            except Wrong as wrong:
+                yield wrong
+
     def written(self, i: int) -> Mapping[str, Any]:
         """The record under whose names a column mapping speaks. Raises Wrong."""
         return self.light(i)
@@ -48,9 +54,7 @@ class Records(Dataset):
         """Raise BadData for a mapping to a column that none of the first records has."""
         seen: set[str] = set()
         missing = {field: name for field, name in columns.items() if name}
-        for i in range(min(len(self), looked_at)):
-            if not missing:
-                return
+        for i in range(min(len(self), looked_at) if missing else 0):
             try:
                 record = self.written(i)
             except Wrong:
@@ -88,45 +92,41 @@ class Records(Dataset):
         except ValueError as error:
             raise BadSample(id, str(error).removeprefix(f"sample {id!r}: "), "bad box") from error
 
-    def contents(self, i: int) -> Any:
-        try:
-            record = self.light(self._within(i))
-        except Wrong as wrong:
-            return str(wrong)
-        said = {
-            key: self.columns.of(record, key) for key in ("question", "answers", "boxes", "width", "height")
-        }
-        return {**said, "image": _named(self.columns.of(record, "image")), "format": self.columns.box_format}
+    def said(self, n: int) -> Iterator[Any]:
+        fields = ("id", "question", "answers", "boxes", "width", "height")
+        for record in self.scan(n):
+            if isinstance(record, Wrong):
+                yield str(record)
+                continue
+            said = {key: self.columns.of(record, key) for key in fields}
+            yield {
+                **said,
+                "image": _named(self.columns.of(record, "image")),
+                "format": self.columns.box_format,
+            }
 
     @cached_property
     def has_boxes(self) -> bool:
-        return any(self._boxed(i) for i in range(len(self)))
+        return any(self._boxed(record) for record in self.scan(len(self)))
 
-    def _boxed(self, i: int) -> bool:
+    def _boxed(self, record: Mapping[str, Any] | Wrong) -> bool:
         try:
-            return bool(self.columns.boxes(self.light(i)))
+            return not isinstance(record, Wrong) and bool(self.columns.boxes(record))
         except Wrong:
             return False
 
     @cached_property
     def _gives_ids(self) -> bool:
         """Whether the first record that can be read has an id."""
-        for i in range(len(self)):
-            try:
-                return self.columns.of(self.light(i), "id") is not None
-            except Wrong:
-                continue
-        return False
+        readable = (record for record in self.scan(len(self)) if not isinstance(record, Wrong))
+        return self.columns.of(next(readable, {}), "id") is not None
 
     @cached_property
     def _ids(self) -> tuple[list[str], tuple[str, ...]]:
-        return unique_ids([self._given_id(i) for i in range(len(self))])
+        return unique_ids([self._given_id(record) for record in self.scan(len(self))])
 
-    def _given_id(self, i: int) -> str | None:
-        try:
-            found = self.columns.of(self.light(i), "id")
-        except Wrong:
-            return None
+    def _given_id(self, record: Mapping[str, Any] | Wrong) -> str | None:
+        found = None if isinstance(record, Wrong) else self.columns.of(record, "id")
         text = str(found)
         whole = isinstance(found, (str, int)) and len(text) <= 200 and text.isprintable() and text.strip()
         return text if whole else None

@@ -52,9 +52,8 @@ class EvidenceSample:
 
     def __reduce__(self):
         # A read-only view of a mapping does not travel to another process; the mapping does.
-        return EvidenceSample, (
-            self.id, self.image, self.question, self.answers, self.boxes, dict(self.meta)
-        )  # fmt: skip
+        fields = (self.id, self.image, self.question, self.answers, self.boxes, dict(self.meta))
+        return EvidenceSample, fields
 
     def _check(self, box: Box) -> None:
         if len(box) != 4 or not all(math.isfinite(edge) for edge in box):

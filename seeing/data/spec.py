@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote
 
-from seeing.data.dataset import BadData
+from seeing.data.failures import BadData
 
 #: What a record says of a sample; a column mapping gives the name under which a file keeps it.
 FIELDS = ("id", "image", "question", "answers", "boxes", "width", "height")

@@ -9,15 +9,15 @@ from __future__ import annotations
 import csv
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from seeing.data.dataset import BadData
+from seeing.data.failures import BadData, Wrong
 from seeing.data.fields import from_text
 from seeing.data.lines import csv_rows
-from seeing.data.pictures import Wrong
 from seeing.data.records import Records
 from seeing.data.spec import Spec
 
@@ -77,6 +77,7 @@ class ParquetRows(Records):
         if not len(self):
             raise BadData(f"{path} holds no samples")
         self._stream: tuple[int, Iterator[dict[str, Any]]] = (-1, iter(()))
+        self._one_at_a_time = Lock()
 
     def __len__(self) -> int:
         return self._file.metadata.num_rows
@@ -99,11 +100,12 @@ class ParquetRows(Records):
 
     def _pictures(self, i: int) -> dict[str, Any]:
         """The columns of bytes of row `i`; the next row is at hand then."""
-        at, stream = self._stream
-        if at != i:
-            stream = self._streamed(i)
-        row = next(stream)
-        self._stream = (i + 1, stream)
+        with self._one_at_a_time:
+            at, stream = self._stream
+            if at != i:
+                stream = self._streamed(i)
+            row = next(stream)
+            self._stream = (i + 1, stream)
         return row
 
     def _streamed(self, i: int) -> Iterator[dict[str, Any]]:

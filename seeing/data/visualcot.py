@@ -8,13 +8,12 @@ the places of the lines are kept, so a file of a million opens at once.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from seeing.data.dataset import BadData
+from seeing.data.failures import BadData, Wrong
 from seeing.data.lines import json_lines
-from seeing.data.pictures import Wrong
 from seeing.data.records import Records
 from seeing.data.spec import Spec
 
@@ -40,8 +39,18 @@ class JsonLines(Records):
             return False
 
     def record(self, i: int) -> Mapping[str, Any]:
+        return self._parsed(i, self._lines.read(self._within(i)))
+
+    def scan(self, n: int) -> Iterator[Mapping[str, Any] | Wrong]:
+        for i, line in enumerate(self._lines.read_all(n)):
+            try:
+                yield self._parsed(i, line)
+            except Wrong as wrong:
+                yield wrong
+
+    def _parsed(self, i: int, line: bytes) -> Mapping[str, Any]:
         try:
-            record = json.loads(self._lines.read(self._within(i)))
+            record = json.loads(line)
         except (ValueError, RecursionError) as error:
             said = "is nested too deeply" if isinstance(error, RecursionError) else f"is no JSON ({error})"
             raise Wrong("malformed line", f"line {self._lines.number[i]} {said}") from error

@@ -69,6 +69,7 @@ def fails(data, i: int, kind: str, *words: str) -> None:
         ({"bboxs": [[1, 2, 3]]}, "bad box", ["four numbers"]),
         ({"bboxs": [[1, 2, 3, 4], None]}, "bad box", ["four numbers"]),
         ({"bboxs": [[[[1, 2, 3, 4]]]]}, "bad box", ["four numbers"]),
+        ({"bboxs": [[1, 2, 3, 4]] * 1001}, "bad box", ["1001 boxes"]),
         ({"bboxs": "1 2 3 4"}, "bad box", ["lists"]),
         ({"bboxs": {"x": 1}}, "bad box", ["lists"]),
         ({"bboxs": [[0.1, 0.2, 0.5, 0.9]]}, "bad box", ["box_format=fraction"]),
