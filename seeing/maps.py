@@ -16,7 +16,10 @@ the default.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,6 +33,9 @@ from seeing.grid import Box, Scores, VisualGrid, coverage, token_scores
 from seeing.mosaic import BEYOND, TRUNCATE, Mosaic
 
 BOUNDARIES = tuple(BEYOND)
+
+#: The pixels of the maps that are made in one go.
+TOGETHER = 2**22
 
 Grids = Float[np.ndarray, "*batch rows cols"]
 Canvas = Float[np.ndarray, "*batch height width"]
@@ -163,6 +169,28 @@ def evidence_map(
     scores = denoise_tokens(scores, grid) if denoise else scores
     pixels = _pixels(sigma, boundary, grid.view.size)
     return onto_image(normalize(Mosaic.of(scores, grid).blurred(pixels, boundary)), grid)
+
+
+def evidence_maps(
+    scores: Sequence[Float[np.ndarray | Tensor, " _"]], grids: Sequence[VisualGrid], **settings: Any
+) -> list[Float[np.ndarray, "_ _"]]:
+    """`evidence_map` of many pictures. Those whose tokens have the same places are made together."""
+    alike: dict[Hashable, list[int]] = {}
+    for number, grid in enumerate(grids):
+        place = grid.image_size, grid.view, grid.levels, grid.boxes.numpy().tobytes()
+        alike.setdefault(place, []).append(number)
+    found: dict[int, np.ndarray] = {}
+    for numbers in alike.values():
+        grid = grids[numbers[0]]
+        # Of large pictures a few at a time.
+        several = max(1, TOGETHER // max(math.prod(grid.image_size), math.prod(grid.view.size)))
+        for start in range(0, len(numbers), several):
+            some = numbers[start : start + several]
+            made = evidence_map(
+                np.stack([token_scores(scores[n], len(grid)) for n in some]), grid, **settings
+            )
+            found |= dict(zip(some, made))
+    return [found[number] for number in range(len(grids))]
 
 
 def denoise_tokens(

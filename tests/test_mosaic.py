@@ -110,3 +110,15 @@ def test_what_can_not_be_painted_is_refused():
     )
     with pytest.raises(ValueError, match="nothing to paint"):
         Mosaic.of(np.ones(2), newlines)
+
+
+def test_maps_of_many_pictures_are_those_of_each(monkeypatch):
+    """Grids of one geometry, wherever their tokens stand, and others between them; a few at a time."""
+    grids = [raster(), tiled(), raster().shifted(7), padded(), raster()]
+    scores = [np.random.default_rng(number).random(len(grid)) for number, grid in enumerate(grids)]
+    for together in (maps.TOGETHER, 20_000, 1):
+        monkeypatch.setattr(maps, "TOGETHER", together)
+        found = maps.evidence_maps(scores, grids, sigma=0.2, boundary="reflect")
+        for one, score, grid in zip(found, scores, grids, strict=True):
+            alone = maps.evidence_map(score, grid, sigma=0.2, boundary="reflect")
+            np.testing.assert_allclose(one, alone, rtol=0, atol=1e-12)

@@ -9,16 +9,17 @@ alone is run again (`second_look.SecondLook`).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor
 
 from seeing.edits import BadEdit, Highlight, ScaleAttention, seen
+from seeing.edits.edit import ImageEdit
 from seeing.edits.layers import attention_layers, layers_said
 from seeing.edits.seen import mean_rows
-from seeing.maps import evidence_map
+from seeing.maps import evidence_maps
 from seeing.methods.method import (
     Answers,
     HeadTable,
@@ -31,6 +32,7 @@ from seeing.methods.method import (
 )
 from seeing.probes.reading import read_rows
 from seeing.prompt import Prompt, Template
+from seeing.turns import Turn
 from seeing.vlm import VLM
 
 
@@ -64,20 +66,28 @@ class Vea(Method):
 
     def maps(self, vlm: VLM, prompt: Prompt) -> list:
         """The evidence map of each row, (height, width) of its original picture, in [0, 1]."""
-        layers = attention_layers(self.layers, vlm)
-        rows = read_rows(vlm, prompt, layers=layers).over_images[:, :, :, -1].mean((1, 2))
-        return [
-            evidence_map(scores, grid, denoise=self.denoise, sigma=self.sigma, boundary=self.boundary)
-            for grid, scores in zip(grids_of(prompt), token_maps(prompt, rows))
-        ]
+        reading = read_rows(vlm, prompt, layers=attention_layers(self.layers, vlm))
+        rows = reading.over_images[:, :, :, -1].mean((1, 2))
+        grids, scores = grids_of(reading.prompt), token_maps(reading.prompt, rows)
+        return evidence_maps(scores, grids, denoise=self.denoise, sigma=self.sigma, boundary=self.boundary)
 
     def shown(self, vlm: VLM, prompt: Prompt) -> Shown:
-        highlight = Highlight(self.maps(vlm, prompt), self.alpha)
-        return vlm.with_edits(highlight), prompt.with_template(self.template)
+        return vlm.with_edits(Highlight(self.maps(vlm, prompt), self.alpha) + AskedIn(self.template)), prompt
 
     def answer(self, vlm: VLM, prompt: Prompt) -> Answers:
         edited, prompt = self.shown(vlm, prompt)
         return edited.answer(prompt)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class AskedIn(ImageEdit):
+    """The question in another template: the processor runs once for it and for the edits of the picture."""
+
+    template: Template | None
+    when: str = "both"
+
+    def turn(self, row: int, turn: Turn) -> Turn:
+        return replace(turn, template=self.template)
 
 
 def vea(layers: Any, *, authors: bool = False, **settings: Any) -> Vea:

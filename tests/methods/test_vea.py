@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from seeing import edits as E
 from seeing.methods import Base, Vea, WindowHighlight, vea
 from seeing.probes import profile
 from seeing.probes.profiles.profile import Profile
@@ -125,3 +126,27 @@ def test_the_window_highlight_dims_all_but_the_own_window(random, bare, crowded,
     truth = bare.answers(*shown)
     assert truth != bare.answers(*[(sample.image, sample.question) for sample in crowded[:4]])
     same(WindowHighlight(HEADS, alpha=0.3).answer(random, random.prompts(crowded[:4])), truth)
+
+
+def test_the_processor_runs_once_for_the_highlight_and_the_template(random, crowded, monkeypatch):
+    prompt = random.prompts(crowded[:2])
+    asked = []
+    run = type(random.processor).__call__
+
+    def counted(self, *args, **kwargs):
+        asked.append(kwargs["text"])
+        return run(self, *args, **kwargs)
+
+    monkeypatch.setattr(type(random.processor), "__call__", counted)
+    Vea((1, 3), template="is the {question}").answer(random, prompt)
+    (texts,) = asked
+    assert all(f"is the {sample.question}" in text for sample, text in zip(crowded, texts, strict=False))
+
+
+def test_the_map_of_an_edited_picture_is_that_of_its_own_tokens(random, crowded):
+    """Behind a crop the tokens see other places, and the map has the size of what is left."""
+    sample = crowded[0]
+    window = (10, 20, 80, 110)
+    found = Vea((1, 3)).maps(random.with_edits(E.Crop(window)), random.prompt(sample))[0]
+    expected = Vea((1, 3)).maps(random, random.prompt(sample.image.crop(window), sample.question))[0]
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
