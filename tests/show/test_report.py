@@ -14,7 +14,7 @@ import plotly.offline
 import pytest
 from PIL import Image
 
-from seeing.show import gallery, pictures, report, write_report
+from seeing.show import gallery, pages, pictures, report, write_report
 
 
 class Page(HTMLParser):
@@ -125,7 +125,7 @@ def test_its_policy_allows_its_own_scripts_and_no_other(page):
     assert policy.startswith("default-src 'none'; script-src 'sha256-")
     assert "http" not in policy
     scripts = [text for attrs, text in page.scripts if attrs.get("type") != "application/json"]
-    assert report.content_policy(scripts) == policy
+    assert pages.content_policy(scripts) == policy
 
 
 def test_it_says_what_was_run(page, result):
@@ -235,7 +235,7 @@ def test_the_gallery_is_capped_and_takes_from_each_outcome_in_turn(run):
 
 def test_a_full_gallery_of_the_largest_pictures_fits_the_cap():
     plotly_characters = len(plotly.offline.get_plotlyjs())
-    assert gallery.MOST_CHARACTERS + plotly_characters < report.MOST_BYTES - 400_000
+    assert gallery.MOST_CHARACTERS + plotly_characters < pages.MOST_BYTES - 400_000
     assert gallery.MOST_ITEMS * pictures.PICTURE_BYTES * 4 / 3 < gallery.MOST_CHARACTERS
 
 
@@ -245,13 +245,13 @@ def test_large_photos_are_shrunk_and_those_without_room_left_out(run, tmp_path, 
     result = run(gallery=8)
     result = replace(result, gallery=tuple(replace(item, image=noise) for item in result.gallery))
     path = write_report(result, tmp_path / "report.html")
-    assert path.stat().st_size < report.MOST_BYTES
+    assert path.stat().st_size < pages.MOST_BYTES
     shown = len([attrs for attrs in Page(path.read_text("utf-8")).all("li") if attrs.get("class") == "card"])
     assert 3 <= shown < 8
 
 
 def test_a_page_above_the_cap_is_refused(run, tmp_path, monkeypatch):
-    monkeypatch.setattr(report, "MOST_BYTES", 1000)
+    monkeypatch.setattr(pages, "MOST_BYTES", 1000)
     with pytest.raises(ValueError, match="expected at most 1,000"):
         write_report(run(gallery=0), tmp_path / "report.html")
     assert not list(tmp_path.iterdir())
