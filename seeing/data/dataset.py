@@ -56,9 +56,9 @@ class Dataset(ABC):
 
     def fingerprint(self) -> str:
         """Hex digits that change with any id, question, answer, box or picture's name. Opens no picture."""
-        found = hashlib.sha256()
+        found, written = hashlib.sha256(), json.JSONEncoder(sort_keys=True, default=str).encode
         for said in self.said(len(self)):
-            found.update(json.dumps(said, sort_keys=True, default=str).encode() + b"\n")
+            found.update(written(said).encode() + b"\n")
         return found.hexdigest()
 
     def first(self, n: int) -> Dataset:

@@ -26,10 +26,11 @@ class Pictures:
     folders: tuple[Path, ...]
 
     @classmethod
-    def beside(cls, folder: Path, images: str | Path | None = None) -> Pictures:
-        """Pictures of a file in `folder`: there and in `images/`, or in the folder given. Raises BadData."""
+    def beside(cls, path: Path | None, images: str | Path | None = None) -> Pictures:
+        """Pictures of what lies at `path`: beside it and in `images/`, or in the folder given. Raises BadData."""
         if images is None:
-            return cls((folder, folder / "images"))
+            folder = path if path is None or path.is_dir() else path.absolute().parent
+            return cls(() if folder is None else (folder, folder / "images"))
         given = Path(images).expanduser().absolute()
         if not given.is_dir():
             raise BadData(f"no folder of pictures at {given}")
@@ -73,7 +74,7 @@ class Pictures:
                         return folder / one
                 except (OSError, ValueError):  # a name that no file system takes
                     break
-        places = " or ".join(str(folder) for folder in self.folders)
+        places = " or ".join(map(str, self.folders)) or "no folder: give one as images"
         raise Wrong("missing picture", f"no picture {name!r:.200} in {places}")
 
     def _inside(self, name: str) -> PurePosixPath:

@@ -23,12 +23,11 @@ class Records(Dataset):
     """Records by number, read as samples. Ids are the records' own, or else their numbers."""
 
     def __init__(self, spec: Spec, path: Path | None, name: str) -> None:
-        folder = Path.cwd() if path is None else path if path.is_dir() else path.absolute().parent
         spec = spec.at(path)
         self.spec = str(spec)
         self.name = spec.options.get("name") or name
         self.columns = Columns.mapped(spec.columns, spec.options.get("box_format"))
-        self.pictures = Pictures.beside(folder, spec.options.get("images"))
+        self.pictures = Pictures.beside(path, spec.options.get("images"))
 
     @abstractmethod
     def record(self, i: int) -> Mapping[str, Any]:
