@@ -19,6 +19,7 @@ from seeing.cli.models import models
 from seeing.cli.probe import HELP as PROBE_HELP
 from seeing.cli.probe import probe
 from seeing.cli.profile import profile
+from seeing.cli.report import report
 from seeing.cli.study import study
 from seeing.cli.table import table
 from seeing.cli.terminal import UserError, fail, prose
@@ -41,6 +42,7 @@ for command, example in {
 }.items():
     about = PROBE_HELP if command is probe else prose(command.__doc__)
     app.command(help=about, epilog=f"Example: [bold]{example}[/bold]")(command)
+app.command(epilog="Example: [bold]seeing report out -o report.html[/bold]")(report)
 app.add_typer(data, name="data")
 
 #: What typer raises for a wrong command line: the class above the one that it names in public.

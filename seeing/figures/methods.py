@@ -16,8 +16,8 @@ def method_comparison(
     *,
     names: Sequence[str],
     n: int,
-    acts_on: Sequence[str],
-    through: Sequence[str],
+    acts_on: Sequence[str] = (),
+    through: Sequence[str] = (),
     labels: Sequence[str] = (),
     base: int = 0,
     title: str = "Accuracy by method",
@@ -25,7 +25,8 @@ def method_comparison(
 ) -> go.Figure:
     """A dot and its interval for each method, top to bottom as given; the base goes through as a line.
 
-    The colour says which region a method acts on, the marker through which channel (see `theme`).
+    The colour says which region a method acts on, the marker through which channel (see `theme`); where
+    neither is told, all are dots of one colour.
 
     Args:
         accuracy: 0..1.
@@ -43,6 +44,8 @@ def method_comparison(
         ValueError: labels that don't fit the rows, an unknown region or channel, a base that isn't there.
     """
     count = len(accuracy)
+    told = bool(acts_on or through)
+    acts_on, through = acts_on or ["nothing"] * count, through or ["attention"] * count
     for what, values in (
         ("names", names),
         ("acts_on", acts_on),
@@ -93,7 +96,7 @@ def method_comparison(
                 ),
                 name=theme.REGION_WORDS[region],
                 legendgroup=region,
-                showlegend=region not in named,
+                showlegend=told and region not in named,
             )
         )
         named.add(region)
@@ -124,7 +127,7 @@ def method_comparison(
         fig,
         title=title,
         n=f"n = {n:,}",
-        units="share right, 95 % interval; ● attention ■ pixels",
+        units="share right, 95 % interval" + ("; ● attention ■ pixels" if told else ""),
         dark=dark,
         height=190 + 27 * count,
     )

@@ -101,14 +101,10 @@ def cards(result: DemoResult) -> tuple[Card, ...]:
     return tuple(made)
 
 
-def clean(text: str) -> str:
-    """Text from a model or a data set, cut to LONGEST_TEXT and fit for UTF-8; the template escapes it."""
+def clean(text: str, longest: int = LONGEST_TEXT) -> str:
+    """Text from a model or a data set, cut and fit for UTF-8; the template escapes it."""
     text = text.encode("utf-8", "replace").decode("utf-8")
-    return (
-        text
-        if len(text) <= LONGEST_TEXT
-        else f"{text[:LONGEST_TEXT]} … ({len(text) - LONGEST_TEXT} more characters)"
-    )
+    return text if len(text) <= longest else f"{text[:longest]} … ({len(text) - longest} more characters)"
 
 
 def _card(item: GalleryItem, number: int, result: DemoResult) -> Card:

@@ -30,32 +30,38 @@
   if (!form) return;
   const cards = [...document.querySelectorAll(".card")];
   const list = document.getElementById("cards");
-  const chosen = (name) => form.querySelector(`input[name="${name}"]:checked`)?.value ?? "";
+  const chosen = (name) => form.querySelector(`input[name="${name}"]:checked, select[name="${name}"]`)?.value ?? "";
+  const ticked = (id) => document.getElementById(id)?.checked ?? false;
   const answers = (card) => [...card.querySelectorAll("[data-method]")];
-  const right = (card, method) => answers(card).find((one) => one.dataset.method === method).dataset.correct === "yes";
+  // yes, no, or undefined where a method has no answer
+  const right = (card, method) => answers(card).find((one) => one.dataset.method === method)?.dataset.correct;
 
   function outcome(card, method) {
     const before = right(card, base);
     const after = right(card, method);
-    if (before === after) return before ? "both right" : "both wrong";
-    return before ? "broken" : "fixed";
+    if (!before || !after) return "not compared";
+    if (before === after) return before === "yes" ? "both right" : "both wrong";
+    return before === "yes" ? "broken" : "fixed";
   }
 
   function compare() {
-    const method = document.getElementById("method").value;
-    const every = document.getElementById("every").checked;
+    const method = document.getElementById("method")?.value;
+    const every = ticked("every") || !method;
     for (const card of cards) {
-      card.dataset.outcome = outcome(card, method);
+      if (method) card.dataset.outcome = outcome(card, method);
       card.querySelector(".outcome").textContent = card.dataset.outcome;
       for (const one of answers(card)) one.hidden = !every && ![base, method].includes(one.dataset.method);
     }
+    const group = chosen("group");
     for (const output of form.querySelectorAll("[data-count]")) {
-      output.value = cards.filter((card) => card.dataset.outcome === output.dataset.count).length;
+      output.value = cards.filter(
+        (card) => card.dataset.outcome === output.dataset.count && (!group || card.dataset.group === group),
+      ).length;
     }
   }
 
   function filter() {
-    const wanted = { outcome: chosen("outcome"), seen: chosen("seen") };
+    const wanted = { outcome: chosen("outcome"), seen: chosen("seen"), group: chosen("group") };
     for (const card of cards) {
       card.hidden = Object.entries(wanted).some(([key, value]) => value && card.dataset[key] !== value);
     }
@@ -65,8 +71,8 @@
   }
 
   function overlay() {
-    list.style.setProperty("--opacity", document.getElementById("opacity").value / 100);
-    list.classList.toggle("no-boxes", !document.getElementById("boxes").checked);
+    list.style.setProperty("--opacity", (document.getElementById("opacity")?.value ?? 0) / 100);
+    list.classList.toggle("no-boxes", !ticked("boxes"));
     const name = chosen("map");
     if (name) for (const map of list.querySelectorAll(".map")) map.hidden = map.dataset.map !== name;
   }
@@ -80,7 +86,8 @@
   form.addEventListener("input", update);
   form.addEventListener("submit", (event) => event.preventDefault());
   document.getElementById("reset").addEventListener("click", () => {
-    for (const name of ["outcome", "seen"]) form.querySelector(`input[name="${name}"][value=""]`).checked = true;
+    for (const every of form.querySelectorAll('input[type="radio"][value=""]')) every.checked = true;
+    for (const select of form.querySelectorAll("select[name]")) select.value = "";
     update();
   });
   update();
