@@ -27,7 +27,7 @@ class Pictures:
 
     @classmethod
     def beside(cls, path: Path | None, images: str | Path | None = None) -> Pictures:
-        """Pictures of what lies at `path`: beside it and in `images/`, or in the folder given. Raises BadData."""
+        """Pictures of what lies at `path`: beside it and in `images/`, or in the one given. Raises BadData."""
         if images is None:
             folder = path if path is None or path.is_dir() else path.absolute().parent
             return cls(() if folder is None else (folder, folder / "images"))
