@@ -83,7 +83,8 @@ def ask(
     asked_in = None if template == "plain" else template
     with mistakes():
         prompt = vlm.prompt(picture, question, boxes or None, asked_in)
-    what = known(vlm, profile, data, asked_in, with_samples=any(one.needs_samples for one in named))
+    needs = frozenset().union(*(one.needs for one in named))
+    what = known(vlm, model, profile, data, asked_in, needs=needs)
     with mistakes():
         given = [Given("base", vlm.answer(prompt)), *(_under(vlm, one, what, prompt, seed) for one in named)]
     first = _first(vlm, prompt, top)

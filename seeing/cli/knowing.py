@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Set
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -28,16 +29,26 @@ class Known(NamedTuple):
 
 def known(
     vlm: VLM,
+    model: str,
     profile: Path | None = None,
     calibration: Dataset | None = None,
     template: str | None = "qa",
     *,
-    with_samples: bool = False,
+    needs: Set[str] = frozenset(),
 ) -> Known:
-    """The profile of a file, or one made on ``calibration``, or the one that the paper published, or none."""
-    from seeing import probes
+    """The profile of a file, or one made on ``calibration``, or the one that the paper published, or none.
 
-    samples = list(readable(calibration)) if calibration is not None and with_samples else []
+    ``needs`` are those of the methods. An embedded model that has to be profiled is, as in a study.
+    """
+    from seeing import probes
+    from seeing.data.opening import open_data
+    from seeing.study.planning import CALIBRATION
+    from seeing.zoo import ZOO
+
+    wanted = needs & ({"samples"} if profile is not None else {"layers", "heads", "samples"})
+    if calibration is None and wanted and model in ZOO:
+        calibration = open_data(f"{CALIBRATION}:0")
+    samples = list(readable(calibration)) if calibration is not None and "samples" in needs else []
     if profile is not None:
         with mistakes(ValueError, OSError):
             return Known(probes.Profile.load(profile, vlm), f"profile {profile}", samples)

@@ -26,7 +26,7 @@ from seeing.cli.options import (
     Rows,
     Split,
 )
-from seeing.cli.probing import PROBES, read, run
+from seeing.cli.probing import PROBES, PROFILED, read, run
 from seeing.cli.terminal import (
     UserError,
     console,
@@ -84,7 +84,10 @@ def probe(
     found = opened(data, images, columns, split, box_format, limit)
     named = _named(name, methods)
     vlm = load(model, revision, dtype, device_map, attn, check)
-    known_profile = known(vlm, profile).profile
+    needs = frozenset().union(*(one.needs for one in named))
+    if name in PROFILED and "layers" not in given:
+        needs |= {"layers"}
+    known_profile = known(vlm, model, profile, needs=needs).profile
     with mistakes(ValueError, TypeError):
         result = run(
             name,
@@ -142,13 +145,14 @@ def _say_json(name: str, result: Any, frame: Any) -> None:
 
 def _say(name: str, result: Any, frame: Any) -> None:
     """The table, made short."""
+    from pandas.api.types import is_numeric_dtype
     from rich.table import Table
     from rich.text import Text
 
     short = PROBES[name].short(frame)
-    table = Table(title=f"{name}, {result.n} samples")
+    table = Table(title=f"{name}, n = {result.n}")
     for column in short.columns:
-        table.add_column(str(column), justify="left" if short[column].dtype == object else "right")
+        table.add_column(str(column), justify="right" if is_numeric_dtype(short[column]) else "left")
     for row in short.head(SHOWN).itertuples(index=False):
         table.add_row(*(Text(_spelled(value)) for value in row))
     console().print(table)

@@ -65,7 +65,7 @@ def _words(frame: DataFrame) -> DataFrame:
     """The words that most tokens of the picture say first, layer by layer."""
 
     def most(words: Any) -> str:
-        return ", ".join(f"{word} {n}" for word, n in words.value_counts().head(6).items())
+        return ", ".join(f"{word!r} {n}" for word, n in words.value_counts().head(6).items())
 
     found = frame[frame["k"] == 0].groupby("layer")["word"].apply(most)
     return found.rename("words, by tokens").reset_index()
@@ -101,6 +101,9 @@ PROBES: dict[str, Probe] = {
     "direct": Probe("direct_effects", "what each part adds to the answer's logit", _best("effect")),
     "stability": Probe("stability", "how many samples a profile needs", _whole),
 }
+
+#: Probes that look where a profile says, unless they are told layers.
+PROFILED = ("belief", "wrong_attention")
 
 
 # ---- settings ----------------------------------------------------------------------------------
@@ -183,7 +186,7 @@ def run(
 
     function = getattr(probes, PROBES[name].function)
     given = {key: one.default for key, one in settings(name).items() if key in _OTHERWISE} | dict(given)
-    if name in ("wrong_attention", "belief") and profile is not None:
+    if name in PROFILED and profile is not None:
         given = {"layers": profile, **given}
     if name == "wrong_attention":
         given["methods"] = methods
