@@ -223,8 +223,9 @@ def test_a_worker_that_can_not_be_made_says_why(share):
     def make(name):
         raise StudyError(f"no model {name}")
 
-    with pytest.raises(StudyError, match=r"^no model llava$"):
+    with pytest.raises(StudyError) as raised:
         list(answers(make, ("llava",), tasks(2), share))
+    assert str(raised.value) == "no model llava"
 
 
 def test_an_exception_that_can_not_travel_is_told():
