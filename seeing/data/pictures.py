@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os.path
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -27,7 +28,7 @@ class Pictures:
 
     @classmethod
     def beside(cls, path: Path | None, images: str | Path | None = None) -> Pictures:
-        """Pictures of what lies at `path`: beside it and in `images/`, or in the one given. Raises BadData."""
+        """Pictures of what lies at `path`: beside it and in `images/`, or where given. Raises BadData."""
         if images is None:
             folder = path if path is None or path.is_dir() else path.absolute().parent
             return cls(() if folder is None else (folder, folder / "images"))
@@ -69,11 +70,9 @@ class Pictures:
             below.append(PurePosixPath(dataset) / inside)
         for folder in self.folders:
             for one in below:
-                try:
+                with suppress(OSError, ValueError):  # a name that no file system takes
                     if (folder / one).is_file():
                         return folder / one
-                except (OSError, ValueError):  # a name that no file system takes
-                    break
         places = " or ".join(map(str, self.folders)) or "no folder: give one as images"
         raise Wrong("missing picture", f"no picture {name!r:.200} in {places}")
 
