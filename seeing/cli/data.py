@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from seeing.cli.options import BoxFormat, Columns, Images, Split
 from seeing.cli.terminal import UserError, positive, progress, writable
 
 #: The exit code when some samples can't be had.
@@ -29,13 +30,6 @@ Where = Annotated[
         help="A .jsonl, .json, .csv, .tsv or .parquet file, a folder, hub:owner/name[:split], or plates:N.",
     ),
 ]
-Columns = Annotated[
-    str | None,
-    typer.Option(help="Which column is what: question=query,answers=label. 'width=' leaves one out."),
-]
-Images = Annotated[Path | None, typer.Option(help="The folder of the pictures.")]
-Split = Annotated[str | None, typer.Option(help="Which split, of a data set with several.")]
-BoxFormat = Annotated[str | None, typer.Option(help="xyxy, xywh, or fraction (of the picture's sides).")]
 
 
 @data.command(epilog="Example: [bold]seeing data check docvqa.jsonl --images pictures[/bold]")

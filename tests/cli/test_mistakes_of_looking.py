@@ -1,4 +1,4 @@
-"""Mistakes in what `ask`, `profile`, `probe` and the listings are told: one line, exit code 2, nothing written."""
+"""Mistakes in what `ask`, `profile` and `probe` are told: one line, exit code 2, and nothing is written."""
 
 import pytest
 
