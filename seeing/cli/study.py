@@ -68,7 +68,7 @@ def study(
 
     The same words again go on where an earlier run was ended. With --out alone, those of the folder count.
     """
-    from seeing.data.dataset import BadData
+    from seeing.data.failures import BadData
     from seeing.families import FamilyContractError, UnknownFamily
     from seeing.loading import CannotLoad
     from seeing.methods.settings import BadMethod
@@ -223,27 +223,33 @@ def _carry_out(made: Any, out: Path, engine: Any, resume: bool) -> Any:
         TimeRemainingColumn(),
         TextColumn("{task.fields[failed]}"),
     )
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task("opening", total=made.n_rows, failed="")
-        lost = 0
+    bar = Progress(*columns, console=Console(stderr=True))
+    task = bar.add_task("answering", total=made.n_rows, failed="")
+    lost = 0
 
-        def told(done: int, total: int, failed: int) -> None:
-            nonlocal lost
-            lost += failed
-            said = f"{lost} failed" if lost else ""
-            bar.update(task, completed=done, total=total, description="answering", failed=said)
+    def told(done: int, total: int, failed: int) -> None:
+        nonlocal lost
+        lost += failed
+        bar.start()  # only now: a mistake that is found before is said without a bar
+        bar.update(task, completed=done, total=total, failed=f"{lost} failed" if lost else "")
 
-        command = shlex.join(["seeing", *sys.argv[1:]])
+    command = shlex.join(["seeing", *sys.argv[1:]])
+    try:
         return carry_out(made, out, engine=engine, progress=told, resume=resume, command=command)
+    finally:
+        if bar.live.is_started:
+            bar.stop()
 
 
 def _tell(found: Any, out: Path, as_json: bool) -> None:
     """The table, to the terminal; failures to stderr."""
+    from json import loads
+
     from rich.console import Console
 
     if as_json:
         told = {"out": str(out), "rows": len(found.rows), "failures": len(found.failures)}
-        _print_json(told | {"table": found.table().to_records()})
+        _print_json(told | {"table": loads(found.table().to_json())})
     else:
         Console(width=None if sys.stdout.isatty() else 120).print(found.table().to_terminal())
         typer.echo(f"{len(found.rows)} answers in {out}; seeing table {out}, seeing report {out}")

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-from seeing.data.dataset import BadSample
+from seeing.data.failures import BadSample
 from seeing.features import shared_features
 from seeing.methods import Base
 from seeing.methods.named import Ask

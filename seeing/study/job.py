@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from seeing import loading
 from seeing.data.dataset import Dataset
-from seeing.loading import load
 from seeing.methods.named import Named
 from seeing.vlm import VLM
 from seeing.zoo import ZOO
@@ -59,4 +59,4 @@ class Job:
 
             # The tensors of an embedded model are so small that a second thread mostly waits for the first.
             torch.set_num_threads(1)
-        return load(self.model, **self.load)
+        return loading.load(self.model, **self.load)

@@ -145,10 +145,15 @@ def replan(settings: Mapping[str, Any], folder: PathLike) -> Plan:
 
 
 def profile_text(profile: Profile | str | PathLike | None) -> str | None:
-    """A profile that is given, as text."""
+    """A profile that is given, as text. Raises ValueError for a file that holds none."""
     if profile is None:
         return None
-    return (profile if isinstance(profile, Profile) else Profile.load(profile)).to_json()
+    if isinstance(profile, Profile):
+        return profile.to_json()
+    try:
+        return Profile.load(profile).to_json()
+    except OSError as error:
+        raise StudyError(f"can't read the profile {profile}: {error.strerror or error}") from error
 
 
 def _profiled(

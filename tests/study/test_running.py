@@ -13,7 +13,8 @@ import seeing
 from seeing import edits as E
 from seeing import probes, study
 from seeing.answer import Answer
-from seeing.data.dataset import BadSample, Dataset
+from seeing.data.dataset import Dataset
+from seeing.data.failures import BadSample
 from seeing.data.plates import plates
 from seeing.data.samples import EvidenceSample
 from seeing.methods import Base, Method
@@ -41,8 +42,8 @@ class Samples(Dataset):
             raise self.samples[i]
         return self.samples[i]
 
-    def contents(self, i):
-        return self.id(i)
+    def said(self, n):
+        return map(self.id, range(n))
 
     @property
     def has_boxes(self):
@@ -183,8 +184,10 @@ def test_a_sample_that_can_t_be_had_is_one_failure(trained, tmp_path):
 def test_a_method_that_fails_on_one_sample_answers_the_others(trained, tmp_path):
     samples = plates("easy", 9)
 
+    bad = (samples[4].question, samples[4].boxes)
+
     def refuses(prompt):
-        if any(turn.boxes == samples[4].boxes for turn in prompt.turns):
+        if any((turn.question, turn.boxes) == bad for turn in prompt.turns):
             raise ValueError("not this one")
 
     method = Counted(refuses)
