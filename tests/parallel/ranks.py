@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 from parallel.checks import ALL, MODELS, SOME, found_by
+from parallel.documented import program
 from transformers import AutoModelForImageTextToText
 from transformers.distributed import DistributedConfig
 
@@ -44,6 +45,8 @@ def main(folder: Path) -> None:
     }
     found |= {name: found_by(SOME, other(folder, name, plan)) for name, plan in PLANS.items()}
     found["refused"] = refused(lambda: other(folder, "tower", "auto"))
+    exec(program("Several processes, split heads"), said := {})
+    found["documented"] = {"answer": str(said["answer"]), "shape": tuple(said["pattern"].shape)}
     torch.save(found, folder / f"rank{torch.distributed.get_rank()}.pt")
 
 

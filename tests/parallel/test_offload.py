@@ -3,9 +3,11 @@
 import pytest
 import torch
 from parallel.checks import ALL, MODELS, SOME, equal, found_by
+from parallel.documented import program
 from transformers import AutoModelForImageTextToText
 
 import seeing
+from seeing.data.plates import plates
 
 #: Every other text layer on disk, and the last steps; the tower where the model runs.
 PLATES = {
@@ -50,6 +52,14 @@ def test_the_weights_stay_away_behind_a_run(away):
             attn = vlm.family.text(vlm._module).attention(layer)
             assert attn.o_proj.weight.is_meta
             assert not vlm.W_O[layer].is_meta
+
+
+def test_the_documented_program_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    exec(program("Layers on disk"), said := {})
+    assert said["vlm"].family.text(said["vlm"]._module).attention(4).o_proj.weight.is_meta
+    vlm = seeing.load("plates-tiny", check=False)
+    assert capsys.readouterr().out.startswith(str(vlm.answer(vlm.prompt(plates("easy", 1)[0]))))
 
 
 def test_a_device_map_of_transformers_own_is_taken(whole):

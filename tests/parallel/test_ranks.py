@@ -17,6 +17,8 @@ from transformers import AutoConfig
 from transformers.distributed import DistributedConfig
 
 import seeing
+from seeing import edits as E
+from seeing.data.plates import plates
 from seeing.loading import CannotLoad
 from seeing.shards import CannotSplit, split_as_said
 from seeing.zoo import open_zoo, zoo_folder
@@ -92,6 +94,14 @@ def test_a_plan_that_transformers_can_not_run_is_refused_with_what_to_do(ranks):
     for found in ranks:
         assert found["refused"].startswith("transformers can't run this Gemma4ForConditionalGeneration")
         assert "'replicate'" in found["refused"]
+
+
+def test_the_documented_program_runs_on_every_rank(ranks):
+    vlm = seeing.load("plates-tiny", check=False)
+    prompt = vlm.prompt(plates("easy", 1)[0])
+    edits = E.AblateHeads({2: [3]}) + E.ScaleAttention(keys=E.seen({0: [0, 3]}), gain=4.0, layers=[4])
+    expected = {"answer": str(vlm.with_edits(edits).answer(prompt)), "shape": (1, 4, 1, prompt.length)}
+    assert [found["documented"] for found in ranks] == [expected] * 2
 
 
 def test_a_plan_for_one_process_says_how_several_are_started(monkeypatch):
