@@ -39,10 +39,10 @@ for command, example in {
     probe: "seeing probe evidence --model plates-tiny --data plates:64 -o evidence.csv -o evidence.html",
     study: "seeing study --model plates-tiny --data plates:64 --methods base,pai,oracle --out results",
     table: "seeing table results --layout paper -o table.tex",
+    report: "seeing report results -o report.html",
 }.items():
     about = PROBE_HELP if command is probe else prose(command.__doc__)
     app.command(help=about, epilog=f"Example: [bold]{example}[/bold]")(command)
-app.command(epilog="Example: [bold]seeing report out -o report.html[/bold]")(report)
 app.add_typer(data, name="data")
 
 #: What typer raises for a wrong command line: the class above the one that it names in public.
