@@ -35,6 +35,7 @@ from seeing.methods.settings import (
     settings_of,
     word,
 )
+from seeing.methods.vea import AS_ASKED
 from seeing.prompt import Template
 
 LAYERS = From("layers", "the profile's layers")
@@ -43,8 +44,7 @@ SEED = From("seed", "the study's seed", needed=False)
 DIMS = From("samples", "found on calibration samples")
 VECTORS = From("samples", "found on calibration samples, else a safetensors file")
 LOW, HIGH, THRESHOLD = (
-    From("samples", f"{number}, or tuned", number, needed=False)
-    for number in (0.5, 1.5, 0.3)
+    From("samples", f"{number}, or tuned", number, needed=False) for number in (0.5, 1.5, 0.3)
 )
 LAST_THIRD = From("model", "the last third, behind the heads", needed=False)
 INNER = From("model", "all but the first two and the last", slice(2, -1), needed=False)
@@ -154,8 +154,8 @@ def vea_no_profiling(at: Bench, *, alpha: Number = 0.5) -> Method:
 
 @recipe(VEA)
 def vea_no_prompt(at: Bench, *, layers: LayerNumbers = LAYERS, alpha: Number = 0.5) -> Method:
-    """VEA asked in the plain prompt."""
-    return m.Vea(at.layers(layers), alpha=alpha, template="qa")
+    """VEA asked in the prompt that the base is asked in."""
+    return m.Vea(at.layers(layers), alpha=alpha, template=AS_ASKED)
 
 
 # ---- its kin -----------------------------------------------------------------------------------

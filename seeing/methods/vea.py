@@ -35,6 +35,9 @@ from seeing.prompt import Prompt, Template
 from seeing.turns import Turn
 from seeing.vlm import VLM
 
+#: In place of a template: the prompt as it was asked.
+AS_ASKED = "as asked"
+
 
 @dataclass(frozen=True)
 class Vea(Method):
@@ -42,7 +45,7 @@ class Vea(Method):
 
     Evidence score of a token: mean over ``layers`` (L_VG) of the last token's attention, heads
     averaged. Denoise, smooth with σ = ``sigma`` × the shorter side, min–max, highlight with
-    ``alpha``, ask again with the prompt of ``template``.
+    ``alpha``, ask again with the prompt of ``template`` (`AS_ASKED` leaves it as it was).
 
     ``boundary`` is how the smoothing continues the map past the picture's edge: "nearest" keeps a
     peak where it is; "reflect", the authors' choice, piles the map up at the nearest border. ``vea(…,
@@ -87,7 +90,7 @@ class AskedIn(ImageEdit):
     when: str = "both"
 
     def turn(self, row: int, turn: Turn) -> Turn:
-        return replace(turn, template=self.template)
+        return turn if self.template == AS_ASKED else replace(turn, template=self.template)
 
 
 def vea(layers: Any, *, authors: bool = False, **settings: Any) -> Vea:

@@ -190,7 +190,7 @@ def test_models_are_listed_for_machines(seeing_command):
 
 
 @pytest.mark.parametrize(
-    "command", ["models", "methods", "demo", "ask", "profile", "probe", "study", "table", "data"]
+    "command", ["models", "methods", "demo", "ask", "profile", "probe", "study", "table", "report", "data"]
 )
 def test_every_command_has_help_with_an_example(seeing_command, command):
     said = seeing_command(command, "--help")

@@ -17,6 +17,7 @@ from seeing.methods.calibrated import cuts
 from seeing.methods.named import parse_methods
 from seeing.methods.recipes import RECIPES
 from seeing.methods.settings import BadMethod
+from seeing.methods.vea import AS_ASKED
 from seeing.probes import Published
 
 #: What the embedded model needs beside a name: it is narrow, has no sinks, and knows few words.
@@ -77,7 +78,7 @@ def test_neutral_settings_are_the_model_as_it_is(trained, made, crowded, text):
     prompt = trained.prompts(crowded[:2], "qa")
     method = made(text)
     if isinstance(method, methods.Vea):
-        method = methods.Vea(method.layers, method.alpha, template="qa")
+        method = methods.Vea(method.layers, method.alpha, template=AS_ASKED)
     for answer, plain in zip(method.answer(trained, prompt), trained.answer(prompt)):
         assert answer.ids.tolist() == plain.ids.tolist()
         torch.testing.assert_close(answer.token_logprobs, plain.token_logprobs, atol=1e-5, rtol=1e-5)
@@ -121,7 +122,7 @@ def test_a_name_says_what_it_does_and_where_it_was_published(name):
         ("vea_no_denoise:layers=2", methods.Vea((2,), denoise=False)),
         ("vea_no_smooth:layers=2", methods.Vea((2,), sigma=0.0)),
         ("vea_no_profiling", methods.Vea((0, 1, 2, 3, 4, 5))),
-        ("vea_no_prompt:layers=2", methods.Vea((2,), template="qa")),
+        ("vea_no_prompt:layers=2", methods.Vea((2,), template=AS_ASKED)),
         ("vea_in_pass:heads=1.0+2.3:gain=2", methods.vea_in_pass({1: [0], 2: [3]}, (3, 4, 5), 2.0)),
         ("vea_in_pass:heads=1.0:layers=4-", methods.vea_in_pass({1: [0]}, (4, 5))),
         ("second_look:heads=4.1+4.0", methods.second_look({4: [0, 1]})),
@@ -479,3 +480,13 @@ def test_methods_are_given_from_python_by_name(trained, profile):
     assert all(json.dumps(named.as_dict()) for named in found)
     with pytest.raises(BadMethod, match="a text without commas"):
         parse_methods({"a,b": methods.Base()})
+
+
+def test_vea_without_its_prompt_asks_as_the_base_was_asked(trained, crowded):
+    picture, question = crowded[0].image, crowded[0].question
+    for template in ("vea", "{question}"):
+        prompt = trained.prompt(picture, question, template=template)
+        edited, asked = one("vea_no_prompt:layers=2").build(trained).method.shown(trained, prompt)
+        assert edited.shown(asked).turns[0].template == template
+    edited, asked = one("vea:layers=2").build(trained).method.shown(trained, prompt)
+    assert edited.shown(asked).turns[0].template == "vea"
