@@ -84,6 +84,7 @@ def load(
     model, processor = _open(x, kwargs, known=chosen is not None)
     reader = chosen or find(model)
     try:
+        _order_places(model)
         vlm = VLM(model.eval(), processor, reader)
         if check:
             prove(vlm)
@@ -167,6 +168,18 @@ def _between_processes(where: str, config: PreTrainedConfig, kwargs: dict[str, A
         return split_as_said(config, kwargs)
     except CannotSplit as error:
         raise CannotLoad(f"can't load {where!r}: {error}") from error
+
+
+def _order_places(model: nn.Module) -> None:
+    """Put what runs first in the device map: its first place is taken for the model's device."""
+    places = getattr(model, "hf_device_map", None)
+    if not places:
+        return
+    if set(places.values()) == {"disk"}:
+        raise CannotLoad(
+            "a device map puts all of the model on disk, and nothing runs there: name a device too"
+        )
+    model.hf_device_map = dict(sorted(places.items(), key=lambda item: item[1] == "disk"))
 
 
 def _check_place(where: str, trusting: bool) -> None:

@@ -8,12 +8,13 @@ from transformers import AutoModelForImageTextToText
 
 import seeing
 from seeing.data.plates import plates
+from seeing.loading import CannotLoad
 
-#: Every other text layer on disk, and the last steps; the tower where the model runs.
+#: Every other text layer on disk, and the first and last steps; the tower where the model runs.
 PLATES = {
-    "model.vision_tower": "cpu",
-    "model.multi_modal_projector": "disk",
     "model.language_model.embed_tokens": "disk",
+    "model.multi_modal_projector": "disk",
+    "model.vision_tower": "cpu",
     "model.language_model.rotary_emb": "cpu",
     "model.language_model.norm": "disk",
     "lm_head": "disk",
@@ -60,6 +61,11 @@ def test_the_documented_program_runs(tmp_path, monkeypatch, capsys):
     assert said["vlm"].family.text(said["vlm"]._module).attention(4).o_proj.weight.is_meta
     vlm = seeing.load("plates-tiny", check=False)
     assert capsys.readouterr().out.startswith(str(vlm.answer(vlm.prompt(plates("easy", 1)[0]))))
+
+
+def test_a_model_with_no_place_to_run_is_refused(tmp_path):
+    with pytest.raises(CannotLoad, match="all of the model on disk"):
+        seeing.load("plates-tiny", device_map={"": "disk"}, offload_folder=tmp_path)
 
 
 def test_a_device_map_of_transformers_own_is_taken(whole):
