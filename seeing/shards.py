@@ -149,7 +149,7 @@ class Shards(TPFragments):
         return whole, lambda edited: _through(edited, lambda one: cut.share(one, as_dtensor))
 
     def _style_of(self, envoy: Any) -> tuple[str, Any, Any] | None:
-        # nnsight 0.8.1 looks for the plan's matcher where transformers had it until 5.22.
+        # nnsight 0.8.1 looks for the matcher of plans where transformers no longer has it.
         if self._plan is None or envoy.path == self._plan[0]:
             return None
         root, plan, mesh = self._plan
