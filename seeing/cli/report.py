@@ -25,6 +25,9 @@ def report(
     """One self-contained page: what was run, what methods change, what failed, samples to look at."""
     if seed < 0:
         raise UserError(f"--seed is 0 or more, got {seed}")
+    out = out or studies[0] / "report.html"
+    if out.is_dir():
+        raise UserError(f"can't write {out}: there is a folder of that name")
 
     from seeing.show.study_report import write_study_report
     from seeing.study.settings import StudyError
@@ -32,11 +35,9 @@ def report(
 
     try:
         study = Study.open(*studies)
-        path = write_study_report(
-            study, out or studies[0] / "report.html", base=base, seed=seed, pictures=pictures
-        )
+        path = write_study_report(study, out, base=base, seed=seed, pictures=pictures)
     except StudyError as error:
         raise UserError(error) from error
     except OSError as error:
-        raise UserError(f"can't write {out or studies[0]}: {error.strerror or error}") from error
+        raise UserError(f"can't write {out}: {error.strerror or error}") from error
     typer.echo(path)

@@ -98,11 +98,11 @@ def chosen(
         for key in order
         if turn < len(queues[key])
     ][:MOST_CARDS]
-    if not taken:
-        return
-    picked = rows.set_index(["model", "data", "sample"]).sort_index()
+    columns = ["model", "data", "sample"]
+    picked = rows.merge(pd.DataFrame([key for key, _ in taken], columns=columns), on=columns)
+    own = dict(list(picked.groupby(columns)))
     for key, found in taken:
-        yield key, picked.loc[[key]].reset_index(), found
+        yield key, own[key], found
 
 
 class _Pictures:

@@ -1,8 +1,8 @@
-"""A study as one HTML file: what was run, what methods change and how surely, what failed, and samples to look at."""
+"""A study as one HTML file: what was run, what methods change and how surely, what failed, samples to see."""
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,9 +61,12 @@ def write_study_report(
 def render(study: Study, *, base: str | None = None, seed: int = 0, pictures: bool = True) -> str:
     """The page as text."""
     base = base_of(study, base)
-    tables = [table(study, ("em", "f1", "anls", "vqa"), base=base, seed=seed)]
-    if len(study.data) * len(study.models) > 1:
-        tables += [table(study, layout=layout, base=base, seed=seed) for layout in ("paper", "ranks")]
+    tables = [
+        table(study, ("em", "f1", "anls", "vqa"), "ablation", base=base, seed=seed),
+        table(study, ("em", "f1"), base=base, seed=seed),
+    ]
+    if len(study.data) > 1:
+        tables.append(table(study, layout="ranks", base=base, seed=seed))
     others = [name for name in study.methods if name != base]
     compared = others[0] if base is not None and others else None
     cards = study_gallery.cards(study, base, compared, pictures=pictures)
@@ -86,7 +89,11 @@ def render(study: Study, *, base: str | None = None, seed: int = 0, pictures: bo
 
 
 def _title(study: Study) -> str:
-    return f"{', '.join(map(clean, study.models))} on {', '.join(map(clean, study.data))}"
+    return f"{_listed(study.models, 'models')} on {_listed(study.data, 'data sets')}"
+
+
+def _listed(names: Sequence[str], what: str) -> str:
+    return clean(", ".join(names)) if len(names) <= 3 else f"{len(names)} {what}"
 
 
 def _figures(study: Study, base: str | None, seed: int) -> list[Plot]:

@@ -97,3 +97,36 @@ def test_studies_that_contradict_each_other_are_one_line(seeing_command, folder,
     assert said.code == 2
     assert "contradict each other" in said.err
     assert said.err.count("\n") == 1
+
+
+# ---- seeing report -----------------------------------------------------------------------------------------
+
+
+def test_a_report_is_written_beside_the_study_or_where_it_is_told(seeing_command, folder, tmp_path):
+    said = seeing_command("report", folder)
+    assert said.code == 0, said.err
+    assert said.out.strip() == str(folder / "report.html")
+    assert "vea_in_pass:gain=2" in (folder / "report.html").read_text()
+    told = tmp_path / "deep" / "r.html"
+    said = seeing_command("report", folder, "-o", told, "--base", "vea", "--no-pictures")
+    assert "Compare vea with" in told.read_text()
+    assert seeing_command("table", folder).code == 0  # a report in the folder is no part of the study
+
+
+@pytest.mark.parametrize(
+    ("words", "part"),
+    [(["--base", "pai"], "base, inst, vea"), (["--seed", "-1"], "--seed"), (["-o", "."], "can't write .")],
+)
+def test_a_mistake_about_a_report_is_one_line(seeing_command, folder, words, part):
+    said = seeing_command("report", folder, *words)
+    assert said.code == 2
+    assert said.err.startswith("seeing: ")
+    assert said.err.count("\n") == 1
+    assert part in said.err
+    assert not said.out
+
+
+def test_nothing_to_report_is_one_line(seeing_command, tmp_path):
+    said = seeing_command("report", write_study(tmp_path, [], methods=["base"]))
+    assert said.code == 2
+    assert "nothing has been answered yet" in said.err

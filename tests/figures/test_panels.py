@@ -82,6 +82,15 @@ def test_comparison_colours_by_region_and_marks_by_channel():
     assert dots["random region"].symbol == "circle-open"
 
 
+def test_comparison_of_methods_that_say_nothing_has_one_colour_and_no_legend():
+    fig = comparison(acts_on=(), through=())
+    dots = [trace for trace in fig.data if trace.mode == "markers"]
+    assert len(dots) == 1
+    assert not dots[0].showlegend
+    np.testing.assert_array_equal(dots[0].x, ACCURACY)
+    assert "attention" not in fig.layout.title.text
+
+
 def test_comparison_has_the_base_as_its_line_and_n_in_its_title():
     fig = comparison()
     line = next(trace for trace in fig.data if trace.name == "base")

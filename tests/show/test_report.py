@@ -7,54 +7,14 @@ import re
 import shutil
 import subprocess
 from dataclasses import replace
-from html.parser import HTMLParser
 
 import numpy as np
 import plotly.offline
 import pytest
+from pages import Page
 from PIL import Image
 
 from seeing.show import gallery, pages, pictures, report, write_report
-
-
-class Page(HTMLParser):
-    """What a browser would find: elements with attributes, scripts with their text, the text between."""
-
-    VOID = frozenset({"meta", "img", "input", "link", "br", "hr"})
-
-    def __init__(self, html):
-        super().__init__()
-        self.elements, self.scripts, self.texts, self.open = [], [], [], []
-        self.feed(html)
-
-    def handle_starttag(self, tag, attrs):
-        self.elements.append((tag, dict(attrs)))
-        if tag not in self.VOID:
-            self.open.append(tag)
-        if tag == "script":
-            self.scripts.append((dict(attrs), ""))
-
-    def handle_startendtag(self, tag, attrs):
-        self.elements.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag):
-        if tag in self.open:
-            while self.open.pop() != tag:
-                pass
-
-    def handle_data(self, data):
-        if self.open and self.open[-1] == "script":
-            attrs, text = self.scripts[-1]
-            self.scripts[-1] = attrs, text + data
-        elif not self.open or self.open[-1] != "style":
-            self.texts.append(data)
-
-    def all(self, tag):
-        return [attrs for found, attrs in self.elements if found == tag]
-
-    @property
-    def text(self):
-        return re.sub(r"[ \n]+", " ", " ".join(self.texts))
 
 
 @pytest.fixture(scope="module")

@@ -41,7 +41,7 @@ def ablation(study: Study, metrics: Sequence[Metric], base: str | None, seed: in
     values = np.stack(wide, -1).reshape(len(study.methods), -1)
     lines = _lines(study, values, list(metrics) * len(study.models))
     return Table(
-        f"Ablation, {_mean_of(study)}",
+        f"Methods, {_mean_of(study)}",
         (Column("method", words=True), *columns),
         (Block("", lines),),
         tuple(_shared(study, numbers)),
