@@ -148,6 +148,8 @@ def _unpacked(sent: bytes, threads: int, folder: str) -> Job:
 def _connect(ray: Any, address: str | None) -> None:
     address = address or os.environ.get("RAY_ADDRESS")
     quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
+    # Ray's core calls it an error that actors with arguments may be replaced, which is what is wanted here.
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     try:
         if address is None:
             os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
