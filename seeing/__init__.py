@@ -28,12 +28,14 @@ _PUBLIC = {
     "Answer": "seeing.vlm",
     "Prompt": "seeing.prompt",
     "EvidenceSample": "seeing.data.samples",
+    "open_data": "seeing.data.opening",
 }
 
 #: Rooms that are entered by their name: ``seeing.study.run(…)``.
 _ROOMS = ("edits", "figures", "methods", "probes", "study")
 
 if TYPE_CHECKING:
+    from seeing.data.opening import open_data
     from seeing.data.samples import EvidenceSample
     from seeing.loading import load
     from seeing.prompt import Prompt
@@ -50,4 +52,4 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module 'seeing' has no attribute {name!r}")
 
 
-__all__ = ["VLM", "Answer", "EvidenceSample", "Prompt", "__version__", "load"]
+__all__ = ["VLM", "Answer", "EvidenceSample", "Prompt", "__version__", "load", "open_data"]

@@ -9,7 +9,21 @@ from typing import Annotated, Any
 
 import typer
 
-from seeing.cli.terminal import UserError
+from seeing.cli.options import (
+    AsJson,
+    Attn,
+    BoxFormat,
+    Check,
+    Columns,
+    DeviceMap,
+    Dtype,
+    Images,
+    ProfileFile,
+    Prompted,
+    Revision,
+    Split,
+)
+from seeing.cli.terminal import UserError, mistakes
 
 
 def study(
@@ -20,7 +34,9 @@ def study(
     data: Annotated[
         list[str] | None,
         typer.Option(
-            help="plates:N, a folder, a file (jsonl, json, parquet, csv), hub:owner/name; or several."
+            metavar="DATA",
+            help="A .jsonl, .json, .csv, .tsv or .parquet file, a folder, hub:owner/name[:split], or "
+            "plates:N; several times for several.",
         ),
     ] = None,
     methods: Annotated[
@@ -28,7 +44,7 @@ def study(
         typer.Option(help="Names with settings, edits.json, methods.py; see [bold]seeing methods[/bold]."),
     ] = None,
     limit: Annotated[int | None, typer.Option(help="Samples of each data set.")] = None,
-    prompt: Annotated[str, typer.Option(help="The template that questions are asked in.")] = "qa",
+    template: Prompted = "qa",
     max_new_tokens: Annotated[
         int | None, typer.Option(help="Tokens of an answer, at most.  [default: the model's own, up to 50]")
     ] = None,
@@ -37,11 +53,9 @@ def study(
         int, typer.Option(help="Tokens that run together, at most, padding included.")
     ] = 32_768,
     seed: Annotated[int, typer.Option(help="Of everything that is drawn.")] = 0,
-    profile: Annotated[
-        Path | None, typer.Option(help="A profile, as [bold]seeing profile[/bold] saves it.")
-    ] = None,
+    profile: ProfileFile = None,
     calibration: Annotated[
-        str | None, typer.Option(help="Data to profile the model on, none of it asked.")
+        str | None, typer.Option(metavar="DATA", help="Data to profile the model on, none of it asked.")
     ] = None,
     hold_out: Annotated[
         int, typer.Option(help="As many samples of the first data set to profile on, and not to ask.")
@@ -53,30 +67,24 @@ def study(
     cpus: Annotated[float | None, typer.Option(help="Ray: CPUs of a worker.")] = None,
     resume: Annotated[bool, typer.Option(help="Go on with a study that is in the folder.")] = True,
     dry_run: Annotated[bool, typer.Option(help="Say what would be done.")] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print what was done as JSON.")] = False,
-    columns: Annotated[str | None, typer.Option(help="Which columns are what: question=q,answers=a.")] = None,
-    images: Annotated[Path | None, typer.Option(help="Folder of the pictures.")] = None,
-    revision: Annotated[str | None, typer.Option(help="Of the model, on the hub.")] = None,
-    dtype: Annotated[str | None, typer.Option(help="Of the weights: bfloat16, float32 …")] = None,
-    device_map: Annotated[str | None, typer.Option(help="Where the weights go: auto, cuda, cpu.")] = None,
-    attn: Annotated[
-        str | None, typer.Option(help="Attention kernel: sdpa, flash_attention_2, eager.")
-    ] = None,
-    check: Annotated[bool, typer.Option(help="Prove the view of the model when it is loaded.")] = True,
+    json: AsJson = False,
+    columns: Columns = None,
+    images: Images = None,
+    split: Split = None,
+    box_format: BoxFormat = None,
+    revision: Revision = None,
+    dtype: Dtype = None,
+    device_map: DeviceMap = None,
+    attn: Attn = None,
+    check: Check = True,
 ) -> None:
     """Ask models about samples under several methods, and keep every answer.
 
     The same words again go on where an earlier run was ended. With --out alone, those of the folder count.
     """
-    from seeing.data.failures import BadData
-    from seeing.families import FamilyContractError, UnknownFamily
-    from seeing.loading import CannotLoad
-    from seeing.methods.settings import BadMethod
-    from seeing.study.settings import StudyError
-
     given = dict(
         limit=limit,
-        prompt=prompt,
+        prompt=template,
         max_new_tokens=max_new_tokens,
         rows=rows,
         tokens=tokens,
@@ -86,16 +94,17 @@ def study(
         hold_out=hold_out,
         load=_load(revision, dtype, device_map, attn, check),
     )
-    mistakes = (StudyError, BadData, BadMethod, CannotLoad, UnknownFamily, FamilyContractError)
-    try:
-        _quiet()
-        made = _plan(out, model, data, methods, columns, images, given)
+    reading = dict(columns=columns, images=images, split=split, box_format=box_format)
+    _quiet()
+
+    from seeing.study.settings import StudyError
+
+    with mistakes(StudyError):
+        made = _plan(out, model, data, methods, reading, given)
         if dry_run:
             _foretell(made, out, json)
             return
         found = _carry_out(made, out, _engine(engine, workers, address, gpus, cpus), resume)
-    except mistakes as error:
-        raise UserError(error) from error
     _tell(found, out, json)
     if len(found.failures):
         raise typer.Exit(1)
@@ -123,12 +132,12 @@ def _plan(
     models: list[str] | None,
     data: list[str] | None,
     methods: list[str] | None,
-    columns: str | None,
-    images: Path | None,
+    reading: dict[str, Any],
     given: dict[str, Any],
 ) -> Any:
     """The plan of what is asked for, or of what the folder says."""
     from seeing.data.opening import open_data
+    from seeing.data.spec import parse_columns
     from seeing.study.folder import read_document
     from seeing.study.planning import plan, replan
 
@@ -139,18 +148,10 @@ def _plan(
     for name, value in (("--model", models), ("--data", data), ("--methods", methods)):
         if not value:
             raise UserError(f"{name} is missing; a study needs --model, --data and --methods")
-    if columns or images:
-        data = [open_data(one, columns=_columns(columns), images=images) for one in data]
+    if any(value is not None for value in reading.values()):
+        columns = None if reading["columns"] is None else parse_columns(reading["columns"])
+        data = [open_data(one, **reading | {"columns": columns}) for one in data]
     return plan(models, data, ",".join(methods), **given)
-
-
-def _columns(text: str | None) -> dict[str, str] | None:
-    if text is None:
-        return None
-    pairs = [part.partition("=") for part in text.split(",")]
-    if not all(name and value for name, _, value in pairs):
-        raise UserError(f"--columns is question=NAME,answers=NAME,…; got {text!r}")
-    return {name.strip(): value.strip() for name, _, value in pairs}
 
 
 def _engine(
