@@ -125,7 +125,7 @@ def _open(x: Any, kwargs: dict[str, Any], known: bool) -> tuple[nn.Module, Any]:
         raise CannotLoad(f"load takes a name, a folder or a (model, processor) pair, got {type(x).__name__}")
     where = str(x)
     if x in ZOO:
-        return open_zoo(x, **_between_processes(where, AutoConfig.from_pretrained(zoo_folder(where)), kwargs))
+        return _open_embedded(where, kwargs)
     _check_place(where, bool(kwargs.get("trust_remote_code")))
     # Said rather than left open: transformers would ask at the terminal.
     kwargs = {"trust_remote_code": False} | kwargs
@@ -150,10 +150,9 @@ def _open(x: Any, kwargs: dict[str, Any], known: bool) -> tuple[nn.Module, Any]:
     except (UnknownFamily, CannotLoad):
         raise
     except _BROKEN as error:
-        reason = str(error).strip().split("\n")[0] or type(error).__name__
         raise CannotLoad(
-            f"can't load {where!r}: {reason} (the embedded models are {', '.join(ZOO)}; otherwise give a "
-            f"folder that save_pretrained wrote, or a hub id)"
+            f"can't load {where!r}: {_first_line(error)} (the embedded models are {', '.join(ZOO)}; "
+            f"otherwise give a folder that save_pretrained wrote, or a hub id)"
         ) from error
     if missing := sorted(report["missing_keys"]):
         raise CannotLoad(
@@ -180,6 +179,23 @@ def _order_places(model: nn.Module) -> None:
             "a device map puts all of the model on disk, and nothing runs there: name a device too"
         )
     model.hf_device_map = dict(sorted(places.items(), key=lambda item: item[1] == "disk"))
+
+
+def _open_embedded(name: str, kwargs: dict[str, Any]) -> tuple[nn.Module, Any]:
+    try:
+        config = AutoConfig.from_pretrained(zoo_folder(name))
+        return open_zoo(name, **_between_processes(name, config, kwargs))
+    except CannotLoad:
+        raise
+    except _BROKEN as error:
+        if not kwargs:  # then nothing of the caller's can be wrong
+            raise
+        given = ", ".join(f"{key}={value!r}" for key, value in kwargs.items())
+        raise CannotLoad(f"can't load {name!r} with {given:.200}: {_first_line(error)}") from error
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0] or type(error).__name__
 
 
 def _check_place(where: str, trusting: bool) -> None:

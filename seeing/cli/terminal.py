@@ -104,8 +104,7 @@ def load(
         torch.set_num_threads(1)
     given = dict(revision=revision, dtype=dtype, device_map=device_map, attn_implementation=attn)
     given = {name: value for name, value in given.items() if value is not None}
-    # The options are all that can be wrong with an embedded model.
-    with mistakes(*((ValueError, TypeError, RuntimeError, ImportError) if given and model in ZOO else ())):
+    with mistakes():
         return load(model, check, **given)
 
 
