@@ -17,9 +17,8 @@ from seeing.study.columns import FAILURE, KEY
 from seeing.study.folder import read_document, read_failures, read_rows
 from seeing.study.settings import StudyError, differences
 
-#: Settings that change answers of every model, and those that change a model's own.
+#: Settings without which answers can't be compared, whatever model gave them.
 _FOR_ALL = ("prompt", "max_new_tokens")
-_FOR_A_MODEL = ("seed", "profile")
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,9 +146,11 @@ def _agree(one: Mapping[str, Any], other: Mapping[str, Any], there: Path, here: 
     """Raise `StudyError` where two studies mean something else by the same name."""
     ours, theirs = one["settings"], other["settings"]
     found = [line for key in _FOR_ALL for line in differences(ours.get(key), theirs.get(key), key)]
-    shared = _by_name(ours, "models").keys() & _by_name(theirs, "models").keys()
-    if shared:
-        found += [line for key in _FOR_A_MODEL for line in differences(ours.get(key), theirs.get(key), key)]
+    if _by_name(ours, "models").keys() & _by_name(theirs, "models").keys():
+        found += differences(ours.get("seed"), theirs.get("seed"), "seed")
+        profiles = ours.get("profile"), theirs.get("profile")
+        if None not in profiles:  # methods that were asked without a profile need none
+            found += differences(*profiles, "profile")
     for entries in (
         (_by_name(ours, "models"), _by_name(theirs, "models")),
         (one.get("models", {}), other.get("models", {})),

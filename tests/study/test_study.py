@@ -76,11 +76,12 @@ def test_another_question_under_the_same_name_is_refused(tmp_path):
         ("prompt", "vea", False, "prompt: 'qa' there, 'vea' now"),
         ("max_new_tokens", 5, False, "max_new_tokens: None there, 5 now"),
         ("seed", 3, True, "seed: 0 there, 3 now"),
+        ("profile", {"spec": "b"}, True, "profile.spec: 'a' there, 'b' now"),
         ("methods", [{"text": "base", "method": "other"}], False, "base.method: 'base' there, 'other' now"),
     ],
 )
 def test_other_settings_under_the_same_names_are_refused(tmp_path, setting, value, shared, said):
-    first = write_study(tmp_path / "a", rows(methods=("base",), n=2))
+    first = write_study(tmp_path / "a", rows(methods=("base",), n=2), settings={"profile": {"spec": "a"}})
     model = "plates-tiny" if shared else "other"
     more = rows(models=(model,), data=("easy",), methods=("base",), n=2)
     with pytest.raises(StudyError, match=said):
@@ -92,6 +93,12 @@ def test_another_seed_of_another_model_is_no_contradiction(tmp_path):
     second = write_study(
         tmp_path / "b", rows(models=("other",), methods=("base",), n=2), settings={"seed": 3}
     )
+    assert len(Study.open(first, second).rows) == 4
+
+
+def test_a_study_that_needed_no_profile_joins_one_that_did(tmp_path):
+    first = write_study(tmp_path / "a", rows(methods=("base",), n=2), settings={"profile": {"spec": "a"}})
+    second = write_study(tmp_path / "b", rows(methods=("inst",), n=2))
     assert len(Study.open(first, second).rows) == 4
 
 
