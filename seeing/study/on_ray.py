@@ -17,7 +17,7 @@ from typing import Any
 
 from seeing.study.answering import Worker
 from seeing.study.job import Job
-from seeing.study.pool import RESTARTS, Raised, Share, answers, said_as_ours, tried
+from seeing.study.pool import DEATHS, Raised, Share, answers, said_as_ours, tried
 from seeing.study.preparing import Prepared, prepare
 from seeing.study.rounds import ROUNDS, rounds
 from seeing.study.settings import StudyError
@@ -66,7 +66,7 @@ class OnRay:
         ray, share = _ray(), self.connected()
         with said_as_ours(job.name):
             # The process ends with the task, and lets go of the model that it opened.
-            remote = ray.remote(num_cpus=share.cpus, num_gpus=share.gpus, max_calls=1, max_retries=RESTARTS)
+            remote = ray.remote(num_cpus=share.cpus, num_gpus=share.gpus, max_calls=1, max_retries=DEATHS)
             found = ray.get(remote(tried).remote(_look, sent, share.threads, os.getcwd()))
         if isinstance(found, Raised):
             found.again()

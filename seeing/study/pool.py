@@ -22,8 +22,13 @@ import pyarrow as pa
 from seeing.study.settings import StudyError
 from seeing.study.units import Entry, Task
 
-#: How often Ray replaces an actor that dies. One that is dead for good is missed until the round is over.
-RESTARTS = 3
+#: Workers that may die in a row while they open their model, before nobody tries any more.
+DEATHS = 3
+
+_KILLED = (
+    " (mostly the system kills a worker that has too little memory for its model: use fewer workers, or "
+    "larger machines)"
+)
 
 
 @dataclass(frozen=True)
@@ -74,15 +79,35 @@ def _whole(cpus: float) -> float:
     return float(int(cpus)) if cpus >= 1 else cpus
 
 
+class Openings:
+    """How many workers have begun to open their model since the last one that has it open."""
+
+    def __init__(self) -> None:
+        self._begun = 0
+
+    def begun(self) -> int:
+        self._begun += 1
+        return self._begun
+
+    def done(self) -> None:
+        self._begun = 0
+
+
 class Seat:
     """An actor: a worker that it made, and what that answers.
 
-    What the worker raises is handed back as it is, also what it raised when it was made: an actor that Ray
-    itself sees fail would only be made again.
+    What the worker raises is handed back as it is, also what it raised when it was made. An actor that Ray
+    itself sees fail would only be made again, as one that dies is, without end: so deaths are counted.
     """
 
-    def __init__(self, make: Callable[..., Any], arguments: Sequence[Any]):
-        self._worker = tried(make, *arguments)
+    def __init__(self, make: Callable[..., Any], arguments: Sequence[Any], openings: Any, most: int):
+        import ray
+
+        if ray.get(openings.begun.remote()) > most:
+            self._worker: Any = Raised.of(StudyError(f"workers die while they open their model{_KILLED}"))
+        else:
+            self._worker = tried(make, *arguments)
+            ray.get(openings.done.remote())
 
     def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
         if isinstance(self._worker, Raised):
@@ -104,9 +129,11 @@ def answers(
 
     Raises what a worker raised.
     """
+    import ray
     from ray.data import ActorPoolStrategy, from_items
 
-    strategy = ActorPoolStrategy(size=min(share.workers, len(tasks)), max_tasks_in_flight_per_actor=1)
+    size = min(share.workers, len(tasks))
+    openings = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Openings).remote()
     with _quiet(), warnings.catch_warnings():
         # Ray announces that max_restarts and its kin go away in 2.64, which `seeing[ray]` excludes.
         warnings.filterwarnings("ignore", message=".*ray_remote_args.*")
@@ -114,13 +141,13 @@ def answers(
             from_items([{"task": pickle.dumps(task)} for task in tasks], override_num_blocks=len(tasks))
             .map_batches(
                 Seat,
-                fn_constructor_args=(make, arguments),
-                compute=strategy,
+                fn_constructor_args=(make, arguments, openings, size + DEATHS),
+                compute=ActorPoolStrategy(size=size, max_tasks_in_flight_per_actor=1),
                 batch_size=1,
                 batch_format="pyarrow",
                 num_cpus=share.cpus,
                 num_gpus=share.gpus,
-                max_restarts=RESTARTS,
+                max_restarts=-1,
                 max_task_retries=0,
             )
             .iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
@@ -204,7 +231,4 @@ def said_as_ours(name: str) -> Iterator[None]:
         yield
     except RayError as error:
         found = str(error).strip().splitlines() or [type(error).__name__]
-        raise StudyError(
-            f"Ray can't keep a worker of {name} alive: {found[0]} (mostly the system kills a worker that has "
-            f"too little memory for its model: use fewer workers, or larger machines)"
-        ) from error
+        raise StudyError(f"Ray can't keep a worker of {name} alive: {found[0]}{_KILLED}") from error

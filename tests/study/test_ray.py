@@ -191,14 +191,20 @@ def test_a_task_that_kills_every_worker_is_given_up_and_the_others_are_done(shar
 
 
 def test_a_worker_that_dies_while_it_opens_its_model_ends_the_study_with_a_line(share, monkeypatch):
-    monkeypatch.setattr(pool, "RESTARTS", 0)
+    monkeypatch.setattr(pool, "DEATHS", 1)
 
     def deadly():
         os.kill(os.getpid(), signal.SIGKILL)
 
-    said = pytest.raises(StudyError, match=r"can't keep a worker of llava alive.*fewer workers")
-    with said as said, said_as_ours("llava"):
+    with pytest.raises(StudyError, match=r"^workers die while they open their model \(.*fewer workers"):
         list(answers(deadly, (), tasks(2), share))
+
+
+def test_what_ray_says_of_its_workers_becomes_a_line():
+    gone = ray.exceptions.ActorDiedError("The actor died.\n\tclass_name: Seat")
+    said = pytest.raises(StudyError, match=r"can't keep a worker of llava alive: The actor died.*fewer")
+    with said as said, said_as_ours("llava"):
+        raise gone
     assert "\n" not in str(said.value)
 
 
