@@ -12,7 +12,9 @@ y+1], and (0, 0, width, height) is the whole image.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from copy import copy
+from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -167,7 +169,10 @@ class VisualGrid:
 
     def shifted(self, offset: int) -> VisualGrid:
         """The same grid `offset` places further on in the sequence, as after left padding."""
-        return replace(self, positions=self.positions + offset)
+        moved = copy(self)  # whose boxes and levels have been checked
+        object.__setattr__(moved, "positions", self.positions + offset)
+        _check_positions(moved.positions)
+        return moved
 
     def labels(self, boxes: Boxes, rule: str = "any") -> Bool[Tensor, " token"] | Float[Tensor, " token"]:
         """Which tokens see the evidence.
@@ -199,15 +204,19 @@ class VisualGrid:
         Below 1 where a crop cut evidence off, 0 when the model can't have seen it. Boxes as in `labels`.
         """
         evidence = np.clip(_check_evidence(boxes, self.image_size), 0, [*self.image_size] * 2)
-        rasters = [edges(self.boxes.numpy()[level.tokens]) for level in self.levels]
-        ys = cuts(evidence[:, [1, 3]], *(rows for rows, _ in rasters))
-        xs = cuts(evidence[:, [0, 2]], *(cols for _, cols in rasters))
+        ys = cuts(evidence[:, [1, 3]], *(rows for rows, _ in self._rasters))
+        xs = cuts(evidence[:, [0, 2]], *(cols for _, cols in self._rasters))
         wanted = union(evidence, ys, xs)
         seen = np.zeros_like(wanted)
-        for rows, cols in rasters:
+        for rows, cols in self._rasters:
             seen |= np.outer(holds(rows, ys).any(0), holds(cols, xs).any(0))
         area = np.outer(np.diff(ys), np.diff(xs))
         return float(area[wanted & seen].sum() / area[wanted].sum())
+
+    @cached_property
+    def _rasters(self) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Each level's y-edges of rows and x-edges of columns."""
+        return [edges(self.boxes.numpy()[level.tokens]) for level in self.levels]
 
     def heatmap(
         self, scores: Scores, levels: str | Sequence[str] | None = None, fill: float = float("nan")

@@ -98,15 +98,15 @@ def label(
     ids, real = inputs["input_ids"], inputs["attention_mask"].bool()
     image_id = family.image_token_id(model)
     masks = {name: torch.zeros_like(real) for name in ("image", "question")}
-    grids, rows = [], []
+    grids, rows, made = [], [], {}
     for row, (turn, text) in enumerate(zip(turns, texts)):
         row_ids = ids[row][real[row]]
         shift = ids.shape[1] - len(row_ids)
         for name, found in _words(family, processor, text, row_ids, special):
             masks.setdefault(name, torch.zeros_like(real))[row, found + shift] = True
         for number, positions in enumerate(_images(family, model, processor, turn, row_ids, image_id)):
-            reader = family.among(len(turn.images))
-            grid = reader.grid(model, processor, turn.images[number].size, positions).shifted(shift)
+            grid = _grid(family, model, processor, turn, number, positions, made)
+            grid = grid.shifted(shift + int(positions[0] - grid.positions[0]))
             grids.append(grid)
             rows.append(row)
             masks.setdefault(f"image:{number}", torch.zeros_like(real))[row, grid.positions] = True
@@ -157,6 +157,15 @@ def _images(family, model, processor, turn, row_ids, image_id) -> list[Int[Tenso
             f"image_token_id is wrong"
         )
     return list(positions.split(counts))
+
+
+def _grid(family, model, processor, turn, number, positions, made) -> VisualGrid:
+    """One picture's grid, somewhere in the sequence: pictures of a size whose tokens lie alike share it."""
+    size = turn.images[number].size
+    alike = len(turn.images), size, (positions - positions[0]).numpy().tobytes()
+    if alike not in made:
+        made[alike] = family.among(len(turn.images)).grid(model, processor, size, positions)
+    return made[alike]
 
 
 def _words(

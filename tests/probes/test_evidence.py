@@ -15,6 +15,7 @@ from seeing import edits as E
 from seeing import probes
 from seeing.data.samples import EvidenceSample
 from seeing.metrics import Locality
+from seeing.probes.attention.locality import Look, Part, scores_of
 from seeing.prompt import BadPrompt
 from seeing.stats import bootstrap_mean
 
@@ -399,3 +400,26 @@ def test_the_map_draws_every_head(trained, crowded):
     (cells,) = [trace for trace in fig.data if trace.type == "heatmap"]
     np.testing.assert_array_equal(cells.z, given.heads.mass.T)
     assert "n = 4" in fig.layout.title.text
+
+
+def test_looks_that_are_alike_are_scored_together_as_each_alone():
+    """Labels of unequal counts, an unread layer, another length, a window and a reason among them."""
+    draw = torch.Generator().manual_seed(0)
+
+    def look(tokens, evidence, hidden=False):
+        rows = torch.rand(3, 2, 1, tokens, generator=draw).softmax(-1)
+        rows[1] = torch.nan
+        hidable = torch.zeros(3, 1, tokens, dtype=torch.bool)
+        if hidden:
+            rows[0, :, 0, -2:], hidable[0, 0, -2:] = 0.0, True
+        return Look((Part(rows, torch.arange(tokens) < evidence, hidable),))
+
+    unscored = Look(reason="no evidence boxes")
+    looks = [look(9, 2), look(9, 5), unscored, look(12, 1), look(9, 2, hidden=True), look(9, 1)]
+    found = scores_of(looks)
+    assert set(found) == {0, 1, 3, 4, 5}
+    for number, scored in found.items():
+        expected = looks[number].scores()
+        torch.testing.assert_close(scored, expected, rtol=0, atol=1e-6, equal_nan=True)
+        assert scored[:, 1].isnan().all()
+        assert scored[:, [0, 2]].isfinite().all()

@@ -74,12 +74,36 @@ class Look:
         return torch.stack([part.scores() for part in self.parts]).nanmean(0)
 
 
-def _score(rows: Float[Tensor, "layer head query token"], labels: Bool[Tensor, " token"]) -> Scored:
+def _score(
+    rows: Float[Tensor, "*sample layer head query token"], labels: Bool[Tensor, "*labelled token"]
+) -> Float[Tensor, "metric *sample layer heads_and_mean query"]:
     read = ~rows.isnan().any(-1).any(-1).any(-1)
-    rows = torch.cat([rows, rows.mean(1, keepdim=True)], 1)
+    rows = torch.cat([rows, rows.mean(-3, keepdim=True)], -3)
     whole = rows.new_full((len(Locality._fields), *rows.shape[:-1]), torch.nan, dtype=torch.float64)
-    whole[:, read] = torch.stack(tuple(locality(rows[read], labels)))
+    # Labels of one sample stand for all its rows.
+    mine = labels if labels.ndim == 1 else labels.expand(rows.shape)[read]
+    whole[:, read] = torch.stack(tuple(locality(rows[read], mine)))
     return whole
+
+
+def scores_of(looks: Sequence[Look]) -> dict[int, Scored]:
+    """`Look.scores` of those that can be scored, by their number; those that are alike in one go."""
+    alike: dict[tuple, list[int]] = {}
+    for number, look in enumerate(looks):
+        if look.reason is None:
+            whole = len(look.parts) == 1 and (
+                look.parts[0].hidable is None or not look.parts[0].hidable.any()
+            )
+            alike.setdefault(look.parts[0].rows.shape if whole else (number,), []).append(number)
+    found: dict[int, Scored] = {}
+    for numbers in alike.values():
+        if len(numbers) == 1:
+            found[numbers[0]] = looks[numbers[0]].scores()
+            continue
+        parts = [looks[number].parts[0] for number in numbers]
+        labels = torch.stack([part.labels for part in parts])[:, None, None, None]
+        found |= zip(numbers, _score(torch.stack([part.rows for part in parts]), labels).unbind(1))
+    return found
 
 
 def text_looks(reading: Reading, rule: str = "any") -> list[Look]:
@@ -136,7 +160,7 @@ class Sums:
 
     def add(self, ids: Sequence[str], looks: Sequence[Look], right: Sequence[bool] | None) -> None:
         """Count the samples of a batch that can be scored; ``right`` says which were answered rightly."""
-        scored = {row: look.scores() for row, look in enumerate(looks) if look.reason is None}
+        scored = scores_of(looks)
         if not scored:
             return
         for name, group in self.groups.items():
