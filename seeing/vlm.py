@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from nnsight import TransformersModel
+from nnsight.intervention.interleaver import Interleaver
 from nnsight.intervention.iterator import Iterations
 from torch import Tensor, nn
 from transformers import Cache
@@ -31,10 +32,12 @@ from seeing.data.samples import EvidenceSample
 from seeing.families import Family
 from seeing.greedy import GREEDY, answers_of, greedy_settings
 from seeing.grid import Boxes
+from seeing.parameters import parameter
 from seeing.prompt import BadPrompt, Prompt, Template, Turn, build, need_prompt
 from seeing.protocol import Edits, Program
 from seeing.queries import Queries
 from seeing.readout import Readout, names_to_read
+from seeing.shards import Shards
 from seeing.traced import Run, TracedModel
 from seeing.travelling import Trace, travelling
 from seeing.weights import Weights, weights
@@ -49,9 +52,13 @@ class VLM(TracedModel):
     """
 
     def __init__(self, model: nn.Module, processor: Any, family: Family):
-        super().__init__(model, task="image-text-to-text", processor=processor)
+        shards = Shards()
+        super().__init__(
+            model, task="image-text-to-text", processor=processor, interleaver=Interleaver(fragments=shards)
+        )
         self.family = family
         self.sites = sitemap.build(family, model, lambda module: self.interleaver.envoys[id(module)])
+        shards.take_up(kernel for stack in self.sites.kernels.values() for kernel in stack.values())
         self.cfg = config_of(family, model)
         #: What was added by `with_edits`, or None.
         self.edits: Edits | None = None
@@ -88,12 +95,12 @@ class VLM(TracedModel):
     @property
     def W_U(self) -> Float[Tensor, "d_model d_vocab"]:
         """The unembedding."""
-        return self.family.head(self._module).weight.T
+        return parameter(self.family.head(self._module)).T
 
     @property
     def W_E(self) -> Float[Tensor, "d_vocab d_model"]:
         """The token embedding, before any scaling that the model applies."""
-        return self._module.get_input_embeddings().weight
+        return parameter(self._module.get_input_embeddings())
 
     # -- prompts ---------------------------------------------------------------------------------
 
