@@ -168,6 +168,7 @@ def test_an_entry_is_heard_before_the_next_is_made(share, tmp_path):
     assert keys == ["first", "heard: True", "end"]
 
 
+@pytest.mark.long
 def test_a_task_that_kills_every_worker_is_given_up_and_the_others_are_done(share, monkeypatch):
     monkeypatch.setattr("seeing.study.rounds.ROUNDS", 1)
 
@@ -190,6 +191,7 @@ def test_a_task_that_kills_every_worker_is_given_up_and_the_others_are_done(shar
     assert others == [(unit, key) for unit in (0, 2, 3) for key in ("a", "b", "end")]
 
 
+@pytest.mark.long
 def test_a_worker_that_dies_while_it_opens_its_model_ends_the_study_with_a_line(share, monkeypatch):
     monkeypatch.setattr(pool, "DEATHS", 0)
 
@@ -225,6 +227,7 @@ def test_what_a_worker_raises_is_raised_here_and_ends_its_pool(share):
     assert ray.available_resources()["CPU"] == ray.cluster_resources()["CPU"]
 
 
+@pytest.mark.long
 def test_a_worker_that_can_not_be_made_says_why(share):
     def make(name):
         raise StudyError(f"no model {name}")
