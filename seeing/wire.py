@@ -15,6 +15,7 @@ from __future__ import annotations
 import sys
 import uuid
 from collections.abc import Callable
+from functools import cached_property
 from typing import Any
 
 import nnsight
@@ -32,6 +33,14 @@ def travels_as(kind: type, reduce: Callable[[Any], tuple]) -> None:
         return reduce(value)
 
     CustomCloudPickler.dispatch_table = CustomCloudPickler.dispatch_table.new_child({kind: reduce_by_value})
+
+
+def _cached_property(found: cached_property) -> tuple:
+    """Without the lock that it holds in Python 3.11."""
+    return cached_property, (found.func,), {"attrname": found.attrname}
+
+
+travels_as(cached_property, _cached_property)
 
 
 def _by_value() -> None:
