@@ -152,6 +152,9 @@ def probes(vlm) -> dict[str, Tensor]:
     }
 
 
+#: A study that profiles, and looks where it looks.
+STUDY, SAID = ("plates-tiny", "plates:12", "base,vea_in_pass:gain=8"), dict(hold_out=8, rows=3)
+
 #: Of the embedded model, and of the others.
 ALL = (names, rows, block, edited, single_heads, answers, scores, weights, lens, gradients, probes)
 SOME = (names, single_heads, weights)

@@ -8,13 +8,14 @@ import sys
 from pathlib import Path
 
 import torch
-from parallel.checks import ALL, MODELS, SOME, found_by
+from parallel.checks import ALL, MODELS, SAID, SOME, STUDY, found_by
 from parallel.documented import program
 from transformers import AutoModelForImageTextToText
 from transformers.distributed import DistributedConfig
 
 import seeing
 from seeing.loading import CannotLoad
+from seeing.study import on_ranks
 
 #: How models are split: one has an embedding that has to stay whole.
 WHOLE = {"model.language_model.embed_tokens": "replicate", "lm_head": "replicate"}
@@ -47,6 +48,8 @@ def main(folder: Path) -> None:
     found["refused"] = refused(lambda: other(folder, "tower", "auto"))
     exec(program("Several processes, split heads"), said := {})
     found["documented"] = {"answer": str(said["answer"]), "shape": tuple(said["pattern"].shape)}
+    asked = on_ranks.run(*STUDY, folder / "results", load={"tp_plan": "auto"}, **SAID)
+    found["study"] = asked.rows.set_index(["sample", "method"])[["answer", "logprob", "evidence_auroc"]]
     torch.save(found, folder / f"rank{torch.distributed.get_rank()}.pt")
 
 

@@ -9,15 +9,17 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
-from parallel.checks import ALL, SOME, batch, equal
+from parallel.checks import ALL, SAID, SOME, STUDY, batch, equal
 from tiny.merged import gemma4
 from transformers import AutoConfig
 from transformers.distributed import DistributedConfig
 
 import seeing
 from seeing import edits as E
+from seeing import study
 from seeing.data.plates import plates
 from seeing.loading import CannotLoad
 from seeing.shards import CannotSplit, split_as_said
@@ -34,7 +36,7 @@ def ranks(saved):
     env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
     done = subprocess.run([*run, HERE / "ranks.py", saved], env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-9000:]
-    return [torch.load(saved / f"rank{rank}.pt") for rank in (0, 1)]
+    return [torch.load(saved / f"rank{rank}.pt", weights_only=False) for rank in (0, 1)]
 
 
 CHECKED = [("plates", check.__name__) for check in ALL]
@@ -102,6 +104,15 @@ def test_the_documented_program_runs_on_every_rank(ranks):
     edits = E.AblateHeads({2: [3]}) + E.ScaleAttention(keys=E.seen({0: [0, 3]}), gain=4.0, layers=[4])
     expected = {"answer": str(vlm.with_edits(edits).answer(prompt)), "shape": (1, 4, 1, prompt.length)}
     assert [found["documented"] for found in ranks] == [expected] * 2
+
+
+def test_a_study_that_ranks_share_has_the_rows_of_one_process(ranks, tmp_path):
+    alone = study.run(*STUDY, tmp_path / "results", **SAID)
+    columns = ["answer", "logprob", "evidence_auroc"]
+    expected = alone.rows.set_index(["sample", "method"])[columns].sort_index()
+    assert len(expected) == 8
+    for found in ranks:
+        pd.testing.assert_frame_equal(found["study"].sort_index(), expected, rtol=0, atol=1e-5)
 
 
 def test_a_plan_for_one_process_says_how_several_are_started(monkeypatch):
