@@ -62,7 +62,7 @@ VEA, SCALING = "2510.17771", "2503.01773"
 
 @dataclass(frozen=True)
 class Recipe:
-    """A method by name: what it does, its paper (arXiv id), and how it is made.
+    """A method by name, its paper (arXiv id), and how it is made.
 
     ``template`` is the prompt that it is handed; ``boxes`` says that it looks at the annotated evidence.
     """
@@ -130,8 +130,7 @@ def vea(
     authors: Flag = False,
 ) -> Method:
     """Evidence map of the profile's layers, the rest of the picture dimmed, asked again."""
-    boundary = "reflect" if authors else boundary
-    return m.Vea(at.layers(layers), alpha=alpha, sigma=sigma, denoise=denoise, boundary=boundary)
+    return m.Vea(at.layers(layers), alpha, sigma, denoise, "reflect" if authors else boundary)
 
 
 @recipe(VEA)
@@ -226,8 +225,7 @@ def var(
     layers: Layers = INNER,
 ) -> Method:
     """Weight that sinks draw goes to the rest of the picture."""
-    if isinstance(dims, From):
-        dims = m.sink_dims(at.vlm, at.few, tau=tau)
+    dims = m.sink_dims(at.vlm, at.few, tau=tau) if isinstance(dims, From) else dims
     return m.var(dims, tau, rho, p, least=least, layers=or_else(layers))
 
 
@@ -366,8 +364,7 @@ def random_heads(
     seed: Whole = SEED,
 ) -> Method:
     """As many other heads taken out as ablate_heads takes, in the same layers or anywhere."""
-    others = at.other_heads(at.best_heads(heads, k), at.seeded(seed), anywhere)
-    return m.ablate_heads(others, to)
+    return m.ablate_heads(at.other_heads(at.best_heads(heads, k), at.seeded(seed), anywhere), to)
 
 
 @recipe(boxes=True)
