@@ -4,12 +4,12 @@ import platform
 
 import torch
 
-from bench import demo, edits, locality, rows
+from bench import edits, locality, rows, study
 
 
 def main() -> None:
     print(f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}\n")
-    for title, module in (("Rows", rows), ("Edits", edits), ("Locality", locality), ("The main job", demo)):
+    for title, module in (("Rows", rows), ("Edits", edits), ("Locality", locality), ("Studies", study)):
         print(f"## {title}\n")
         print("\n".join(module.table()), "\n", flush=True)
 

@@ -42,7 +42,7 @@ def answers_of(generated: Any, n_rows: int, model: PreTrainedModel, tokenizer: A
     new = generated.sequences[:n_rows, -len(generated.logits) :]
     chosen = [_logprobs(step[:n_rows], ids) for step, ids in zip(generated.logits, new.T)]
     stops = model.generation_config.eos_token_id
-    stops = torch.tensor([stops] if isinstance(stops, int) else list(stops or ()))
+    stops = torch.tensor([stops] if isinstance(stops, int) else list(stops or ()), dtype=torch.long)
     return [_answer(*row, stops, tokenizer) for row in zip(new.cpu(), torch.stack(chosen, dim=1).cpu())]
 
 

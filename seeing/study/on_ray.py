@@ -11,8 +11,7 @@ import logging
 import os
 import pickle
 import warnings
-import weakref
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from seeing.study.answering import Worker
@@ -33,7 +32,7 @@ class OnRay:
     Args:
         workers: how many, each with a model of its own. By default one a GPU; without GPUs, one for two CPUs.
         address: of a cluster that runs already, "auto" for the one of this machine. By default the one that
-            `RAY_ADDRESS` names, and without it a local one, which ends with this engine.
+            `RAY_ADDRESS` names, and without it a local one, until `close` or the end of this process.
         num_gpus, num_cpus: of each worker. By default what is there, shared out among the workers, and at
             most one GPU: a model that needs more says so here.
 
@@ -56,8 +55,7 @@ class OnRay:
                 raise StudyError(f"{name} of a worker is 0 or more, got {value}")
         self.workers, self.address, self.num_gpus, self.num_cpus = workers, address, num_gpus, num_cpus
         self.make = opened
-        #: Ends the cluster, where this engine has started it.
-        self.close: Callable[[], Any] = _nothing
+        self._started = False
         _ray()
 
     def prepare(self, job: Job) -> Prepared:
@@ -87,12 +85,18 @@ class OnRay:
         if left:
             raise StudyError(_given_up(job, left))
 
+    def close(self) -> None:
+        """End what this engine has started: a local cluster, or the connection to another one."""
+        if self._started:
+            self._started = False
+            _ray().shutdown()
+
     def connected(self) -> Share:
         """Connect to the cluster. Gives what each worker gets of it."""
         ray = _ray()
         if not ray.is_initialized():
             _connect(ray, self.address)
-            self.close = weakref.finalize(self, ray.shutdown)
+            self._started = True
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         share = Share.of(nodes, self.workers, self.num_gpus, self.num_cpus)
         cpus, gpus = (sum(node.get(name, 0) for node in nodes) for name in ("CPU", "GPU"))
@@ -103,10 +107,6 @@ class OnRay:
                 stacklevel=3,
             )
         return share
-
-
-def _nothing() -> None:
-    """There is no cluster to end."""
 
 
 def opened(sent: bytes, threads: int, folder: str) -> Worker:
