@@ -1,4 +1,4 @@
-"""What does a study cost? Samples a second of each method and of plain generate; a profile beside plain forwards.
+"""What does a study cost? Samples a second of each method, beside plain generate; a profile, beside forwards.
 
 On one thread, where nothing depends on how a kernel parts its work. All cases take turns, and the best of
 several rounds counts: what else runs on the machine can only make a case slower.
