@@ -25,7 +25,7 @@ from seeing.data.given import Given, Plates
 from seeing.data.hub import SAVED, open_folder, open_hub, open_saved
 from seeing.data.records import Records
 from seeing.data.samples import EvidenceSample
-from seeing.data.spec import Spec
+from seeing.data.spec import Spec, from_home
 from seeing.data.tables import CsvRows, ParquetRows
 from seeing.data.visualcot import JsonLines
 
@@ -93,7 +93,7 @@ def _opened(spec: Spec) -> Dataset:
         return Plates(spec)
     if spec.where.startswith("hub:"):
         return open_hub(spec)
-    path = Path(spec.where).expanduser()
+    path = from_home(spec.where)
     try:
         if path.is_dir():
             return _folder(spec, path.absolute())

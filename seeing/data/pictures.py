@@ -18,6 +18,7 @@ from PIL import Image
 
 from seeing.data.failures import BadData, Wrong
 from seeing.data.images import BadImage, ImageTooLarge, load_image
+from seeing.data.spec import from_home
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Pictures:
         if images is None:
             folder = path if path is None or path.is_dir() else path.absolute().parent
             return cls(() if folder is None else (folder, folder / "images"))
-        given = Path(images).expanduser().absolute()
+        given = from_home(images).absolute()
         if not given.is_dir():
             raise BadData(f"no folder of pictures at {given}")
         return cls((given,))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from os import PathLike
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote
@@ -58,7 +59,7 @@ class Spec:
         """The same at an absolute path, which another process finds from any folder; so the pictures."""
         images = self.options.get("images")
         placed = self if where is None else Spec(str(where.absolute()), self.options)
-        return placed.with_options(images=images and Path(images).expanduser().absolute())
+        return placed.with_options(images=images and from_home(images).absolute())
 
     @property
     def columns(self) -> dict[str, str]:
@@ -98,8 +99,16 @@ def parse_columns(written: str) -> dict[str, str]:
     return columns
 
 
+def from_home(path: str | PathLike) -> Path:
+    """A path whose ``~`` is somebody's home, where there is one; else as it is written."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:  # no such user
+        return Path(path)
+
+
 def _exists(text: str) -> bool:
     try:
-        return Path(text).expanduser().exists()
+        return from_home(text).exists()
     except OSError:  # longer than a name may be
         return False

@@ -73,3 +73,9 @@ def test_ids_are_made_unique_and_first_ones_are_kept(given):
         if one is not None and one not in given[:i]:
             assert ids[i] == one
     assert set(repeated) == {one for one in given if one is not None and given.count(one) > 1}
+
+
+def test_a_home_of_nobody_is_a_path_that_is_not_there():
+    assert Spec.parse("~nobody-of-this-name/lines.jsonl") == Spec("~nobody-of-this-name/lines.jsonl")
+    with pytest.raises(BadData, match="nobody-of-this-name"):
+        open_data("~nobody-of-this-name/lines.jsonl")
