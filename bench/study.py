@@ -19,7 +19,7 @@ from seeing.probes import profile
 from seeing.turns import templates_of
 
 BATCH, ROUNDS, PROFILED = 64, 7, 100
-METHODS = "base,inst,vea,vea-authors,vea_in_pass,second_look,pai,window_highlight,oracle,random_region"
+METHODS = "base,inst,vea,vea:authors=true,vea_in_pass,second_look,pai,window_highlight,oracle,random_region"
 
 
 def best(runs: dict[str, Callable[[], object]]) -> dict[str, float]:
