@@ -21,7 +21,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from seeing.rectangles import ROUNDING, coverage, cuts, edges, holds, overlap, share_inside, union
+from seeing.rectangles import ROUNDING, coverage, cuts, edges, holds, joined, overlap, share_inside, union
 
 RULES = ("any", "half", "all", "fraction")
 
@@ -169,6 +169,7 @@ class VisualGrid:
 
     def shifted(self, offset: int) -> VisualGrid:
         """The same grid `offset` places further on in the sequence, as after left padding."""
+        _ = self._sees_all  # found once, for all copies
         moved = copy(self)  # whose boxes and levels have been checked
         object.__setattr__(moved, "positions", self.positions + offset)
         _check_positions(moved.positions)
@@ -204,6 +205,8 @@ class VisualGrid:
         Below 1 where a crop cut evidence off, 0 when the model can't have seen it. Boxes as in `labels`.
         """
         evidence = np.clip(_check_evidence(boxes, self.image_size), 0, [*self.image_size] * 2)
+        if self._sees_all:
+            return 1.0
         ys = cuts(evidence[:, [1, 3]], *(rows for rows, _ in self._rasters))
         xs = cuts(evidence[:, [0, 2]], *(cols for _, cols in self._rasters))
         wanted = union(evidence, ys, xs)
@@ -217,6 +220,12 @@ class VisualGrid:
     def _rasters(self) -> list[tuple[np.ndarray, np.ndarray]]:
         """Each level's y-edges of rows and x-edges of columns."""
         return [edges(self.boxes.numpy()[level.tokens]) for level in self.levels]
+
+    @cached_property
+    def _sees_all(self) -> bool:
+        """Whether some level's tokens lie over the whole image."""
+        width, height = self.image_size
+        return any(joined(rows, height) and joined(cols, width) for rows, cols in self._rasters)
 
     def heatmap(
         self, scores: Scores, levels: str | Sequence[str] | None = None, fill: float = float("nan")

@@ -37,6 +37,16 @@ def cuts(*spans: np.ndarray) -> np.ndarray:
     return np.unique(edges[~np.isnan(edges)])
 
 
+def joined(spans: np.ndarray, length: float) -> bool:
+    """Whether (n 2) spans leave nothing out between 0 and ``length``; those that are NaN are none."""
+    reach = 0.0
+    for start, end in sorted(span for span in spans.tolist() if span[0] == span[0]):
+        if start > reach:
+            break
+        reach = max(reach, end)
+    return reach >= length
+
+
 def holds(spans: np.ndarray, cuts: np.ndarray) -> np.ndarray:
     """(n 2) spans -> (n, cuts − 1): which of the pieces between the cuts each span holds."""
     return (spans[:, :1] <= cuts[:-1]) & (spans[:, 1:] >= cuts[1:])

@@ -344,3 +344,12 @@ def test_wrong_views_and_levels_do_not_exist():
         Level("tile", 2, 4, stride=3)
     with pytest.raises(ValueError, match="found 0×3"):
         cells((4, 4), View((0, 0, 4, 4), (4, 4)), 0, 3)
+
+
+@given(st.lists(st.tuples(st.integers(0, 9), st.integers(1, 6)), max_size=6), st.integers(1, 12))
+def test_spans_are_joined_where_every_pixel_is_in_one(spans, length):
+    from seeing.rectangles import joined
+
+    edges = np.array([(start, start + size) for start, size in spans] or [(np.nan, np.nan)], dtype=float)
+    every = all(any(start <= pixel < start + size for start, size in spans) for pixel in range(length))
+    assert joined(edges, length) == every
