@@ -16,6 +16,9 @@ from pathlib import Path
 #: Folders that this process works in. Locks of bytes belong to a process: against itself they do not hold.
 _OPEN: set[Path] = set()
 
+#: The byte that everybody at work shares, behind those of all units.
+_PRESENT = 2**40
+
 
 class Locks:
     """Numbered locks in one file, and one for short changes of what all share."""
@@ -52,6 +55,18 @@ class Locks:
             yield
         finally:
             fcntl.lockf(self._file, fcntl.LOCK_UN, 1, 0)
+
+    def join(self) -> None:
+        """Be at work here, until this process ends or closes."""
+        fcntl.lockf(self._file, fcntl.LOCK_SH, 1, _PRESENT)
+
+    def only_one(self) -> bool:
+        """Whether nobody else is at work here."""
+        try:
+            fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, _PRESENT)
+        except (BlockingIOError, PermissionError):
+            return False
+        return True
 
     def close(self) -> None:
         """Give everything back."""

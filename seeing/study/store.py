@@ -65,19 +65,31 @@ class Store:
 
     def _begin(self, settings: Mapping[str, Any], run: Mapping[str, Any]) -> None:
         path = self.folder / "study.json"
+        document = None
         if path.exists():
             document = read_document(self.folder)
-            if found := list(differences(document["settings"], settings)):
+            found = list(differences(document["settings"], settings))
+            if found and self._locks.only_one() and self._empty():
+                # A mistake that was found before the first answer does not bind the folder.
+                document = None
+            elif found:
                 raise StudyError(
                     f"{self.folder} holds a study with other settings ({'; '.join(found)}); go on with the "
                     f"settings that are there, or give another folder"
                 )
-        else:
+        if document is None:
+            for profile in (self.folder / "profiles").glob("*.json"):
+                profile.unlink()
             document = {"seeing study": VERSION, "settings": settings, "models": {}, "runs": []}
         for name in ("rows", "failures", "journal", "profiles"):
             (self.folder / name).mkdir(exist_ok=True)
         document["runs"].append(dict(run))
         self._say(document)
+        self._locks.join()
+
+    def _empty(self) -> bool:
+        """Whether nothing has been answered yet."""
+        return not any(any((self.folder / name).glob("*")) for name in ("rows", "failures", "journal"))
 
     def _say(self, document: Mapping[str, Any]) -> None:
         write_whole(

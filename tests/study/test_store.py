@@ -141,6 +141,8 @@ def test_a_file_is_whole_or_as_it_was(tmp_path, monkeypatch):
 
 
 def test_other_settings_are_refused_with_the_difference(store):
+    store.take(UNIT)
+    store.write(UNIT, Entry(3, "0", [row(128)]))
     store.close()
     other = {**SETTINGS, "seed": 1, "methods": [{"text": "base"}, {"text": "pai"}], "limit": 5}
     with pytest.raises(StudyError) as refused:
@@ -150,6 +152,31 @@ def test_other_settings_are_refused_with_the_difference(store):
     assert "methods.1.text: 'vea' there, 'pai' now" in said
     assert "limit: nothing there, 5 now" in said
     assert len(read_document(store.folder)["runs"]) == 1
+
+
+def test_a_folder_without_an_answer_is_bound_to_nothing(store):
+    store.keep_profile("m0", "one")
+    other = {**SETTINGS, "seed": 1}
+    # While somebody is at work there, it is theirs.
+    assert in_child(lambda: refused(store.folder, other))
+    store.close()
+    with Store(store.folder, other, {"started": "anew"}) as anew:
+        assert anew.profile("m0") is None
+    document = read_document(store.folder)
+    assert document["settings"] == other
+    assert [one["started"] for one in document["runs"]] == ["anew"]
+
+
+def refused(folder, settings):
+    """Whether a process of its own is told that the folder is another study's."""
+    from seeing.study import locks
+
+    locks._OPEN.clear()
+    try:
+        Store(folder, settings, {})
+    except StudyError as error:
+        return "other settings" in str(error)
+    return False
 
 
 def test_the_same_settings_go_on_and_are_noted(store):
