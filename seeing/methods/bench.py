@@ -51,7 +51,12 @@ class Bench:
         """Heads to read: those ``given``, or the profile's ``k`` best before layer ``below``."""
         if not isinstance(given, dict):
             scores = self._ranked.scores
-            given = scores.top(min(k, max(len(scores.ranking(below)), 1)), below)
+            if not (ranked := scores.ranking(below)):
+                raise BadMethod(
+                    f"it reads heads before layer {below}, and the profile has a score for none: name "
+                    f"heads (heads=LAYER.HEAD+…), or layers further up (layers=…)"
+                )
+            given = scores.top(min(k, len(ranked)), below)
         check_heads(head_table(given), self.vlm)
         return given
 

@@ -296,7 +296,7 @@ def test_a_mistake_is_said_before_a_model_is_there(text, words):
         ("second_look:gain=-1", "gain"),
         ("second_look:layers=9", "no layer 9"),
         ("vea_in_pass:heads=4.0:layers=3", "layer"),
-        ("vea_in_pass:layers=0-2", "k is a whole number"),
+        ("vea_in_pass:layers=0-2", "it reads heads before layer 0"),
         ("oracle:gain=-1", "gain"),
         ("oracle_highlight:alpha=-1", "alpha"),
         ("random_region:gain=-2", "gain"),
