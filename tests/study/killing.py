@@ -79,9 +79,14 @@ def main() -> None:
     whole = time.monotonic() - began
     rng = random.Random(given.seed)
     for processes in given.processes:
-        # Within less than the whole takes: some before it has begun, some in its midst, some at a seal.
-        count = killed(vlm, given.folder / f"killed-{processes}", given.kills, processes, rng, whole * 0.5)
-        print(f"{processes} processes, killed {count} times", flush=True)
+        count = number = 0
+        # A study that is killed gets on, so after some kills it is at its end, and the next one begins.
+        while count < given.kills:
+            folder = given.folder / f"killed-{processes}-{number}"
+            # Within less than the whole takes: some before it has begun, some in its midst, some at a seal.
+            count += killed(vlm, folder, given.kills - count, processes, rng, whole * 0.5)
+            number += 1
+        print(f"{processes} processes, killed {count} times in {number} studies", flush=True)
 
 
 if __name__ == "__main__":
